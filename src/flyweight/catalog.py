@@ -1,0 +1,49 @@
+"""Names to objects, imported on first use. Strings select things only at the edges: plan files and the command line."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+Group = Literal["technique", "exporter", "runtime", "task"]
+
+CATALOG: dict[Group, dict[str, str]] = {
+    "technique": {
+        "weight_only": "flyweight.techniques.weight_only:WeightOnly",
+        "static_int8": "flyweight.techniques.static_int8:StaticInt8",
+        "dynamic_int8": "flyweight.techniques.dynamic_int8:DynamicInt8",
+    },
+    "exporter": {"onnx": "flyweight.export.onnx:OnnxExporter"},
+    "runtime": {
+        "pytorch": "flyweight.run.pytorch:PyTorchRuntime",
+        "onnxruntime": "flyweight.run.onnxruntime:OnnxRuntime",
+        "openvino": "flyweight.run.openvino:OpenVinoRuntime",
+    },
+    "task": {
+        "classification": "flyweight.tasks.classification:Classification",
+        "similarity": "flyweight.tasks.similarity:Similarity",
+        "regression": "flyweight.tasks.regression:Regression",
+    },
+}
+
+
+def names(group: Group) -> list[str]:
+    """Everything registered in a group, built in or by a third party's entry point ``flyweight.<group>``."""
+    return sorted({*CATALOG[group], *(e.name for e in entry_points(group=f"flyweight.{group}"))})
+
+
+def get(group: Group, name: str) -> Any:
+    """The class registered as ``name``; instantiate it to use it.
+
+    Raises:
+        ValueError: Nothing is registered by that name; the message lists what is.
+    """
+    target = CATALOG[group].get(name)
+    if target is None:
+        for entry in entry_points(group=f"flyweight.{group}"):
+            if entry.name == name:
+                return entry.load()
+        raise ValueError(f"no {group} is called {name!r}; known: {', '.join(names(group))}")
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""Plain values that flow between the stages. Imports nothing outside the standard library."""

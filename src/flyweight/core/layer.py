@@ -1,0 +1,109 @@
+"""What the planner knows of a model: one record for each weighted layer, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+Operation = Literal["linear", "conv1d", "conv2d", "embedding"]
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProfile:
+    """One weighted layer, its weight seen as a matrix.
+
+    Attributes:
+        name: Qualified module name, ``"blocks.3.fc1"``.
+        op: What kind of layer it is.
+        rows: Output channels (an embedding: entries).
+        columns: Inputs of one output channel, in * kernel height * kernel width (an embedding: its width).
+        macs: Multiply-accumulates of one forward pass at batch 1.
+        input_elements: Activation elements read, batch 1.
+        output_elements: Activation elements written, batch 1.
+        weight_bits: Mean stored bits of a kept weight, scales and indices included.
+        density: Fraction of weights kept, in (0, 1].
+        code_bits: Bits of one integer code where the weight is affine, else None.
+        group_size: Columns that share one scale; None where no code is stored, or one scale serves the whole weight.
+        activation_bits: Bits of one element of the input as it is multiplied.
+        activation_mode: ``"float"``, ``"static"`` (ranges fixed by calibration) or ``"dynamic"`` (ranges found at run time).
+        tied_to: Name of the earlier layer that owns the same weight, else None; it is then stored once.
+    """
+
+    name: str
+    op: Operation
+    rows: int
+    columns: int
+    macs: int
+    input_elements: int
+    output_elements: int
+    weight_bits: float = float(FLOAT_BITS)
+    density: float = 1.0
+    code_bits: int | None = None
+    group_size: int | None = None
+    activation_bits: int = FLOAT_BITS
+    activation_mode: Literal["float", "static", "dynamic"] = "float"
+    tied_to: str | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, kept or not."""
+        return self.rows * self.columns
+
+    @property
+    def storage_bytes(self) -> float:
+        """Bytes of the stored weight; 0 where an earlier layer owns it."""
+        return 0.0 if self.tied_to else self.weights * self.density * self.weight_bits / 8
+
+    @property
+    def activation_bytes(self) -> float:
+        """Bytes of input and output, batch 1."""
+        return (self.input_elements * self.activation_bits + self.output_elements * FLOAT_BITS) / 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelProfile:
+    """All weighted layers of one model in execution order.
+
+    Attributes:
+        model: Name of the model.
+        layers: In the order in which they run.
+        other_bytes: Parameters outside those layers: biases, norms, lookup constants.
+        container_bytes: What the file format adds: graph, names, metadata; 0 before lowering.
+    """
+
+    model: str
+    layers: tuple[LayerProfile, ...]
+    other_bytes: float = 0.0
+    container_bytes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.by_name) != len(self.layers):
+            raise ValueError(f"profile of {self.model!r} holds two layers of the same name")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, LayerProfile]:
+        """Layer name to its record."""
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def storage_bytes(self) -> float:
+        """Bytes of everything stored."""
+        return sum(layer.storage_bytes for layer in self.layers) + self.other_bytes + self.container_bytes
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward pass at batch 1."""
+        return sum(layer.macs for layer in self.layers)
+
+    def with_layer(self, layer: LayerProfile) -> ModelProfile:
+        """A copy in which the layer of that name is replaced.
+
+        Raises:
+            KeyError: No layer has that name.
+        """
+        if layer.name not in self.by_name:
+            raise KeyError(f"no layer {layer.name!r} in the profile of {self.model!r}")
+        return replace(self, layers=tuple(layer if old.name == layer.name else old for old in self.layers))

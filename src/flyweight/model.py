@@ -1,0 +1,74 @@
+"""A model in the one form every technique works on: a PyTorch module with named example inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+
+from flyweight.errors import InputError
+
+if TYPE_CHECKING:
+    from flyweight.data.preprocessing import Preprocessing
+
+
+@final
+@dataclass
+class Model:
+    """``module`` in eval mode and inputs it accepts.
+
+    Techniques change ``module`` in place, or replace it, on a copy made by `clone`.
+
+    Attributes:
+        name: Short name, used in plans and reports.
+        module: Called with ``example_inputs`` as keyword arguments.
+        example_inputs: Input name to a tensor with batch 1 on axis 0.
+        dynamic_axes: Input name to {axis: name of the dimension}; axis 0 is always ``"batch"``.
+        preprocessing: Raw examples to input arrays; shipped with the artifact. None where the caller does it.
+    """
+
+    name: str
+    module: nn.Module
+    example_inputs: Mapping[str, Tensor]
+    dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        self.module.eval()
+        axes = {name: {0: "batch", **self.dynamic_axes.get(name, {})} for name in self.example_inputs}
+        self.dynamic_axes = axes
+
+    def clone(self) -> Model:
+        """A deep copy of the module; everything else is shared."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    @torch.no_grad()
+    def outputs(self, inputs: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The module's outputs on ``inputs`` (default: the example inputs), as a tuple.
+
+        Raises:
+            InputError: The module does not take these inputs, or returns something else than tensors.
+        """
+        return tensors_of(self.module(**(self.example_inputs if inputs is None else inputs)), self.name)
+
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the outputs on the example inputs."""
+        return [tuple(t.shape) for t in self.outputs()]
+
+
+def tensors_of(returned: object, model: str) -> tuple[Tensor, ...]:
+    """What a module returned, as a tuple of tensors.
+
+    Raises:
+        InputError: It holds something else than tensors.
+    """
+    if isinstance(returned, Tensor):
+        return (returned,)
+    values = tuple(returned.values()) if isinstance(returned, Mapping) else returned
+    if isinstance(values, tuple | list) and values and all(isinstance(v, Tensor) for v in values):
+        return tuple(values)
+    raise InputError(f"model {model!r} returns {type(returned).__name__}; it must return a tensor or a tuple of tensors")

@@ -1,0 +1,1 @@
+"""Compression algorithms; one file an algorithm."""

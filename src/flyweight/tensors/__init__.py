@@ -1,0 +1,1 @@
+"""Stored forms of a weight; one class a form."""

@@ -1,0 +1,1 @@
+"""Test suites that third-party plug-ins run too."""

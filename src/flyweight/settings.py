@@ -1,0 +1,100 @@
+"""Settings of one run, as flyweight.yaml holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+from flyweight.core.cost import Budget
+from flyweight.core.plan import Scalar
+
+DEFAULT_QUALITY_DROP = 0.01  # one point; what `compress` allows when the budget does not say
+DEFAULT_CALIBRATION_SIZE = 512
+DEFAULT_SECONDS = 6.0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What of the data is used, and how.
+
+    Attributes:
+        inputs: Names of the input columns; () lets the kind of data decide.
+        target: Name of the target column; None lets the kind of data decide.
+        slices: Columns whose values are compared before and after (quality on each value).
+        calibration_size: Examples that activation ranges are measured on.
+        evaluation_size: Evaluation examples used; None is all.
+        evaluation_fraction: Part held out for evaluation where the data come unsplit.
+        seed: Of the split.
+    """
+
+    inputs: tuple[str, ...] = ()
+    target: str | None = None
+    slices: tuple[str, ...] = ()
+    calibration_size: int = DEFAULT_CALIBRATION_SIZE
+    evaluation_size: int | None = None
+    evaluation_fraction: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.calibration_size < 1:
+            raise ValueError(f"calibration_size must be at least 1, got {self.calibration_size}")
+        if self.evaluation_size is not None and self.evaluation_size < 1:
+            raise ValueError(f"evaluation_size must be at least 1, got {self.evaluation_size}")
+        if not 0 < self.evaluation_fraction < 1:
+            raise ValueError(f"evaluation_fraction must be between 0 and 1, got {self.evaluation_fraction}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything `flyweight compress` needs.
+
+    Attributes:
+        model: ``file.py:factory``, ``package.module:name``, or a Hugging Face directory or hub id.
+        data: A folder or file, or ``file.py:loader``.
+        out: Folder to write.
+        task: A name of the catalog, or ``file.py:metric``.
+        task_settings: Keyword arguments of the task, ``{"top_k": 5}``.
+        weights: A safetensors file (or a PyTorch state dict) for a factory that makes untrained modules.
+        model_arguments: Keyword arguments of the factory.
+        preprocessing: ``{"rescale": 0.00392, "mean": [...], "std": [...], "resize": 224, "crop": 224, "max_length": 128}``.
+        techniques: Tried in this order; () tries the automatic set.
+        technique_settings: Settings given to every technique that knows them, ``{"bits": 4}``.
+        plan: A plan file to carry out instead of techniques.
+        budget: What the result has to fit.
+        data_settings: See `DataSettings`.
+        runtime: The runtime that is measured.
+        threads: Threads of the runtime; 0 is as many as the machine has cores.
+        batch_size: Examples in one timed call.
+        seconds: Time given to the latency comparison.
+        overwrite: Replace ``out`` if it holds an artifact already.
+    """
+
+    model: str
+    data: str
+    out: str
+    task: str = "classification"
+    task_settings: Mapping[str, Scalar] = field(default_factory=dict)
+    weights: str | None = None
+    model_arguments: Mapping[str, Scalar] = field(default_factory=dict)
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
+    techniques: tuple[str, ...] = ()
+    technique_settings: Mapping[str, Scalar] = field(default_factory=dict)
+    plan: str | None = None
+    budget: Budget = field(default_factory=lambda: Budget(quality_drop=DEFAULT_QUALITY_DROP))
+    data_settings: DataSettings = field(default_factory=DataSettings)
+    runtime: str = "onnxruntime"
+    threads: int = 0
+    batch_size: int = 1
+    seconds: float = DEFAULT_SECONDS
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"threads must be at least 0, got {self.threads}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.seconds <= 0:
+            raise ValueError(f"seconds must be above 0, got {self.seconds}")

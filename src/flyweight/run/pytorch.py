@@ -1,0 +1,104 @@
+"""Modules in PyTorch itself: the reference that files are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import final
+
+import numpy as np
+import torch
+
+from flyweight.core.report import Artifact
+from flyweight.errors import InputError
+from flyweight.model import Model, tensors_of
+from flyweight.run.inputs import InputCheck, thread_count
+from flyweight.run.manifest import TensorSpec
+
+
+@final
+class PyTorchRuntime:
+    """Runs a model's module as it is, without gradients."""
+
+    name = "pytorch"
+    formats = ("module",)
+
+    def load(self, source: Artifact | Model, threads: int) -> PyTorchSession:
+        """A session of the model; it shares the module, so later changes to that are seen.
+
+        Args:
+            source: A model.
+            threads: Threads inside one operator; 0 is one for each core this process may use.
+
+        Raises:
+            TypeError: ``source`` is not a model.
+        """
+        if not isinstance(source, Model):
+            raise TypeError(f"pytorch loads models, got {type(source).__name__}")
+        return PyTorchSession(source, thread_count(threads))
+
+
+@final
+class PyTorchSession:
+    """Called with named arrays, returns the list of outputs.
+
+    Attributes:
+        inputs: The model's example inputs, in their order.
+    """
+
+    def __init__(self, model: Model, threads: int) -> None:
+        self._model, self._threads = model, threads
+        self.inputs = input_specs(model)
+        self._check = InputCheck(self.inputs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """All are needed; no others are taken."""
+        return tuple(spec.name for spec in self.inputs)
+
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs, each (batch, ...).
+
+        Raises:
+            InputError: The arrays are not what the model takes: names, dtypes, shapes, or values.
+        """
+        self._check(arrays)
+        tensors = {name: torch.from_numpy(_owned(array)) for name, array in arrays.items()}
+        with torch.inference_mode(), _torch_threads(self._threads):
+            try:
+                returned = self._model.module(**tensors)
+            except (RuntimeError, IndexError) as error:
+                text = " ".join(str(error).split())[:300]
+                raise InputError(f"model {self._model.name!r} cannot run on these inputs: {text}") from error
+        return [tensor.numpy() for tensor in tensors_of(returned, self._model.name)]
+
+
+def input_specs(model: Model) -> tuple[TensorSpec, ...]:
+    """What the model takes, after its example inputs and dynamic axes."""
+    return tuple(
+        _spec(name, tensor, model.dynamic_axes[name]) for name, tensor in model.example_inputs.items()
+    )
+
+
+def _spec(name: str, example: torch.Tensor, dynamic: Mapping[int, str]) -> TensorSpec:
+    shape = tuple(dynamic.get(axis, size) for axis, size in enumerate(example.shape))
+    return TensorSpec(name, str(example.dtype).removeprefix("torch."), shape)
+
+
+def _owned(array: np.ndarray) -> np.ndarray:
+    """The array in a form PyTorch can share: writable, strides from 0; a copy only where it is not."""
+    return np.require(array, requirements=["C", "W"])
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """PyTorch's thread count belongs to the process: it is set for one call and put back."""
+    before = torch.get_num_threads()
+    if before == threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,144 @@
+"""Runs a model on the evaluation data, and sets two models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import numpy as np
+
+from flyweight.core.protocols import Task
+from flyweight.core.report import Comparison
+from flyweight.data.examples import Examples, Splits
+from flyweight.errors import InputError
+from flyweight.evaluate.slices import slices
+from flyweight.evaluate.statistics import agreement, paired_bootstrap, paired_test
+from flyweight.evaluate.timing import speedup
+from flyweight.progress import SILENT, Progress
+from flyweight.tasks.scores import Scores
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]  # input name to (batch, ...)
+Session: TypeAlias = Callable[[Arrays], Sequence[np.ndarray]]
+Preprocess: TypeAlias = Callable[[Mapping[str, Any]], Arrays]  # columns of Examples.inputs to model inputs
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluated:
+    """One side of a comparison.
+
+    Attributes:
+        scores: On the evaluation split.
+        samples_s: Seconds of each timed round, interleaved with the other side's.
+        storage_bytes: All files the device needs.
+    """
+
+    scores: Scores
+    samples_s: Sequence[float]
+    storage_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.storage_bytes <= 0:
+            raise ValueError(f"storage_bytes must be above 0, got {self.storage_bytes}")
+
+
+def run_session(
+    session: Session, batches: Sequence[Arrays], *, progress: Progress = SILENT, label: str = "Running"
+) -> np.ndarray:
+    """The first outputs of all batches joined on axis 0, (examples, ...).
+
+    Raises:
+        InputError: A batch's output lacks examples, or differs in shape from the one before.
+    """
+    return _joined([_first_output(session, batch) for batch in progress.track(batches, label)])
+
+
+def evaluate(
+    session: Session,
+    preprocessing: Preprocess,
+    task: Task,
+    splits: Splits,
+    *,
+    batch_size: int = 32,
+    progress: Progress = SILENT,
+) -> Scores:
+    """Scores of the model on the evaluation split.
+
+    Batches depend on the data alone, so two models see the same ones: where activations are quantized at run
+    time, an example's output depends on its batch. Texts go in order of length, as each is padded to the
+    longest of its batch.
+
+    Raises:
+        InputError: The data do not fit the task or the model.
+        ValueError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    queries = task.queries(splits)
+    order = _order(queries)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    outputs = [
+        _first_output(session, preprocessing(queries.take(indices).inputs))
+        for indices in progress.track(batches, f"Evaluating {len(queries)} examples")
+    ]
+    in_order = _joined(outputs)
+    if len(in_order) != len(order):
+        raise InputError(
+            f"the model gave {len(in_order)} outputs for {len(order)} examples: axis 0 must be the batch"
+        )
+    return task.score(in_order[np.argsort(order)], splits)
+
+
+def compare(
+    task: Task, original: Evaluated, compressed: Evaluated, examples: Examples, *, seed: int = 0
+) -> Comparison:
+    """The compressed model against the original.
+
+    Args:
+        task: Gives the metric.
+        original: What it was.
+        compressed: What it became, on the same examples and timed in the same rounds.
+        examples: The evaluation split, for the slices.
+        seed: Of the bootstrap intervals.
+
+    Raises:
+        ValueError: The two sides are not of the same examples or rounds.
+    """
+    before, after = original.scores, compressed.scores
+    return Comparison(
+        size_ratio=original.storage_bytes / compressed.storage_bytes,
+        speedup=speedup(original.samples_s, compressed.samples_s, seed=seed),
+        quality_drop=paired_bootstrap(task, before, after, seed=seed),
+        test=paired_test(before, after),
+        agreement=agreement(before, after),
+        slices=slices(task, before, after, examples),
+        examples=len(before),
+    )
+
+
+def _order(queries: Examples) -> np.ndarray:
+    """Indices in the order in which they are run: by the characters of their texts, else as they are."""
+    lengths = np.zeros(len(queries), dtype=np.int64)
+    for values in queries.inputs.values():
+        if all(isinstance(value, str) for value in values):
+            lengths += np.array([len(value) for value in values], dtype=np.int64)
+    return np.argsort(lengths, kind="stable")
+
+
+def _first_output(session: Session, inputs: Arrays) -> np.ndarray:
+    outputs = session(inputs)
+    if not outputs:
+        raise InputError("the model has no output")
+    return np.asarray(outputs[0])
+
+
+def _joined(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    shapes = {output.shape[1:] if output.ndim else None for output in outputs}
+    if len(shapes) > 1 or None in shapes:
+        listed = ", ".join(sorted(str(output.shape) for output in outputs)[:3])
+        raise InputError(
+            f"the model's first output must be (batch, ...) and of one shape for all batches, got {listed}: "
+            "pool what varies in length inside the model"
+        )
+    return np.concatenate(outputs)

@@ -1,0 +1,78 @@
+"""Carry out a plan, checking every promise a technique makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from flyweight import catalog
+from flyweight.core.layer import LayerProfile, ModelProfile
+from flyweight.core.plan import Plan, Stage
+from flyweight.core.protocols import Technique
+from flyweight.errors import ContractError, InputError
+from flyweight.measure.error import folded
+from flyweight.measure.profile import profile
+from flyweight.model import Model
+from flyweight.tensors.encoded import freeze
+
+STORAGE_TOLERANCE = 0.02
+_COUNTS = ("macs", "input_elements", "output_elements", "code_bits", "activation_mode")
+
+
+def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()) -> Model:
+    """A new model with ``plan`` carried out; ``model`` is left as it was.
+
+    Batch norms are folded before the first layer is quantized, so that the codes hold what the file will multiply by.
+
+    Args:
+        model: What the plan was made for.
+        plan: Its layers are names of the model's modules.
+        batches: Calibration batches, input name to (batch, ...).
+
+    Raises:
+        InputError: The plan names a layer the model does not have.
+        ContractError: A technique changed the output shapes, or its layers are not what it predicted.
+    """
+    shapes, expected = model.output_shapes(), profile(model)
+    _check_names(plan, expected)
+    quantizes = any(decision.stage >= Stage.QUANTIZE for decision in plan.decisions)
+    result = (folded(model) if quantizes else model).clone()
+    for decision in plan.in_stage_order():
+        technique: Technique = catalog.get("technique", decision.technique)()
+        if decision.stage != technique.stage:
+            raise InputError(f"plan: {decision.technique} belongs to stage {technique.stage.name.lower()}")
+        expected = technique.predict(expected, decision)
+        technique.apply(result, decision, batches)
+        if result.output_shapes() != shapes:
+            raise ContractError(
+                f"{decision.technique} on {', '.join(decision.layers)} changed the output shapes"
+            )
+    freeze(result.module)
+    _check_promises(expected, profile(result))
+    return result
+
+
+def _check_names(plan: Plan, known: ModelProfile) -> None:
+    for decision in plan.decisions:
+        missing = [name for name in decision.layers if name not in known.by_name]
+        if missing:
+            some = ", ".join(sorted(known.by_name)[:5])
+            raise InputError(
+                f"the plan names layer {missing[0]!r}, which {plan.model!r} does not have; it has {some}, ..."
+            )
+
+
+def _check_promises(expected: ModelProfile, got: ModelProfile) -> None:
+    for name, want in expected.by_name.items():
+        have: LayerProfile = replace(got.by_name[name], tied_to=want.tied_to)
+        if abs(have.storage_bytes - want.storage_bytes) > STORAGE_TOLERANCE * want.storage_bytes + 1:
+            raise ContractError(
+                f"layer {name!r} takes {have.storage_bytes:.0f} bytes, {want.storage_bytes:.0f} were predicted"
+            )
+        for count in _COUNTS:
+            if getattr(have, count) != getattr(want, count):
+                raise ContractError(
+                    f"layer {name!r} has {count} {getattr(have, count)}, {getattr(want, count)} was predicted"
+                )

@@ -1,0 +1,154 @@
+"""ONNX files that are small and fast by construction.
+
+Affine weights become integer initializers; activations are rounded by QuantizeLinear/DequantizeLinear pairs or by
+DynamicQuantizeLinear, in the patterns that runtimes fuse. Every other stored form is written decoded, as float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from flyweight import _atomic
+from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile
+from flyweight.errors import UnsupportedError
+from flyweight.export.onnx_graph import clean
+from flyweight.export.onnx_layers import CODES, to_export_form
+from flyweight.export.onnx_ops import OPSET, translations
+from flyweight.measure.graph import doubled, dynamic_shapes
+from flyweight.model import Model
+from flyweight.tensors.affine import SCALE_BITS, AffineWeight
+from flyweight.tensors.encoded import encoded_layers
+
+# Measured on files of 20 to 60 layers: a node with its inputs' names, an initializer's header.
+BYTES_A_FLOAT_LAYER = 90
+BYTES_AN_INTEGER_LAYER = 420
+BYTES_OF_A_GRAPH = 400
+MAX_PROTO_BYTES = 2_000_000_000
+
+
+@final
+class OnnxExporter:
+    """Writes ``model.onnx``."""
+
+    format = "onnx"
+    model_file = "model.onnx"
+
+    def lower(self, profile: ModelProfile) -> ModelProfile:
+        """Dense codes of 4 or 8 bits with float32 scales; sparsity and other widths are not kept by the format."""
+        layers = tuple(_lowered(layer) for layer in profile.layers)
+        quantized = sum(layer.code_bits is not None for layer in layers)
+        container = (
+            BYTES_OF_A_GRAPH
+            + quantized * BYTES_AN_INTEGER_LAYER
+            + (len(layers) - quantized) * BYTES_A_FLOAT_LAYER
+        )
+        return replace(profile, layers=layers, container_bytes=float(container))
+
+    def export(self, model: Model, path: Path) -> None:
+        """Write the file whole or not at all.
+
+        Raises:
+            UnsupportedError: The model cannot be traced, uses an operator without ONNX counterpart, or exceeds 2 GB.
+        """
+        import onnx_ir as ir
+
+        code_bits = {
+            f"{name}.{CODES}": layer.encoding().form.bits  # type: ignore[attr-defined]
+            for name, layer in encoded_layers(model.module)
+            if isinstance(layer.encoding(), AffineWeight)
+        }
+        proto = _traced(model, _export_form(model.module))
+        clean(proto, code_bits)
+        _name_ports(proto.graph, model)
+        file = ir.to_proto(proto)
+        file.graph.ClearField(
+            "value_info"
+        )  # runtimes infer shapes; stored, they were a tenth of a small file
+        data = file.SerializeToString()
+        if len(data) > MAX_PROTO_BYTES:
+            raise UnsupportedError(
+                f"model {model.name!r} takes {len(data)} bytes; one ONNX file holds 2 GB: choose fewer bits"
+            )
+        _atomic.write_bytes(path, data)
+
+
+def _lowered(layer: LayerProfile) -> LayerProfile:
+    if layer.code_bits is None:
+        return replace(layer, weight_bits=float(FLOAT_BITS), density=1.0)
+    width = 4 if layer.code_bits <= 4 else 8
+    scales = 1 if layer.group_size is None else layer.rows * -(-layer.columns // layer.group_size)
+    return replace(
+        layer, weight_bits=width + scales * SCALE_BITS / layer.weights, density=1.0, code_bits=width
+    )
+
+
+def _export_form(module: nn.Module) -> nn.Module:
+    with _quiet():
+        copied = copy.deepcopy(module)
+    to_export_form(copied)
+    return copied
+
+
+def _traced(model: Model, module: nn.Module) -> Any:
+    inputs = doubled(model.example_inputs)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(
+                module, (), inputs, dynamic_shapes=dynamic_shapes(model), strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=dict(translations()),
+                verbose=False,
+                optimize=True,
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UnsupportedError(
+            f"model {model.name!r} cannot be exported to ONNX: {reason.strip()}"
+        ) from error
+    if exported is None:
+        raise UnsupportedError(
+            f"model {model.name!r} cannot be exported to ONNX: the exporter returned nothing"
+        )
+    return exported.model
+
+
+def _name_ports(graph: Any, model: Model) -> None:
+    """Inputs keep the model's names, outputs are ``output``, ``output_1``...; dynamic axes keep their names."""
+    import onnx_ir as ir
+
+    for value in graph.inputs:
+        axes = model.dynamic_axes[value.name]
+        value.shape = ir.Shape([axes.get(i, size) for i, size in enumerate(value.shape)])
+    for index, value in enumerate(graph.outputs):
+        value.name = "output" if index == 0 else f"output_{index}"
+        first = value.shape[0] if value.shape is not None and len(value.shape) else None
+        if first is not None and not isinstance(first, int):
+            value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's own warnings and log lines, which concern its internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,140 @@
+"""Clean-up of an exported graph: what a device does not need is taken out, what a runtime cannot fuse is rewritten."""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flyweight.export.onnx_layers import CODES
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SPATIAL_AXES = (2, 3)
+
+
+def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
+    """All passes below, in place; ``code_bits``: names of stored codes to the bits of one code."""
+    from onnx_ir.passes import common
+
+    _store_narrow_codes(model.graph, code_bits)
+    _pool_instead_of_mean(model.graph)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+    common.DeduplicateInitializersPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces outweigh a small model
+    _drop_default_attributes(model)
+    _shorten_names(model.graph)
+    model.producer_name, model.producer_version = "flyweight", None
+    model.graph.name = "g"
+
+
+def _store_narrow_codes(graph: ir.Graph, code_bits: Mapping[str, int]) -> None:
+    """Codes and zero points of at most 4 bits become INT4, two in a byte."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    for name, bits in code_bits.items():
+        prefix = name.removesuffix(CODES)
+        for part in (name, f"{prefix}zero_point"):
+            value = graph.initializers.get(part)
+            if bits > 4 or value is None or value.const_value is None:
+                continue
+            narrow = value.const_value.numpy().astype(ml_dtypes.int4)
+            value.const_value = ir.tensor(narrow, dtype=ir.DataType.INT4, name=part)
+            value.dtype = ir.DataType.INT4
+
+
+def _pool_instead_of_mean(graph: ir.Graph) -> None:
+    """A mean over height and width is a global average pool, which has an integer kernel; the mean has none."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type != "ReduceMean" or _constant(node, 1) != SPATIAL_AXES:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None or source.shape is None or len(source.shape) != 4:
+            continue
+        pool = ir.node("GlobalAveragePool", [source])
+        added = [pool]
+        if node.attributes.get_int("keepdims", 1) == 0:
+            around = _quantizers_after(result)
+            tail = pool.outputs[0]
+            if around is not None:  # the pool runs on integers only if its own output is rounded
+                quantize, dequantize = around
+                first = ir.node("QuantizeLinear", [tail, *quantize.inputs[1:]])
+                second = ir.node("DequantizeLinear", [first.outputs[0], *dequantize.inputs[1:]])
+                added += [first, second]
+                tail = second.outputs[0]
+            added.append(ir.node("Flatten", [tail], attributes={"axis": 1}))
+        added[-1].outputs[0].shape, added[-1].outputs[0].dtype = result.shape, result.dtype
+        graph.insert_before(node, added)
+        ir.convenience.replace_all_uses_with(result, added[-1].outputs[0], replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def _quantizers_after(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
+    users = [use.node for use in value.uses()]
+    if len(users) != 1 or users[0].op_type != "QuantizeLinear":
+        return None
+    after = [use.node for use in users[0].outputs[0].uses()]
+    return (users[0], after[0]) if after and after[0].op_type == "DequantizeLinear" else None
+
+
+def _constant(node: ir.Node, index: int) -> tuple[int, ...] | None:
+    value = node.inputs[index] if len(node.inputs) > index else None
+    if value is None or value.const_value is None:
+        return None
+    return tuple(int(i) for i in np.sort(value.const_value.numpy().reshape(-1)))
+
+
+def _drop_default_attributes(model: ir.Model) -> None:
+    """Attributes that say what the operator's definition says already."""
+    import onnx
+
+    for node in model.graph:
+        if node.domain not in {"", "ai.onnx"}:
+            continue
+        for name in ("strides", "dilations"):  # their default is 1 on every axis, which a schema cannot say
+            if name in node.attributes and set(node.attributes.get_ints(name, ())) == {1}:
+                del node.attributes[name]
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""], "")
+        for name, attribute in list(node.attributes.items()):
+            default = schema.attributes[name].default_value
+            if default.type != onnx.AttributeProto.UNDEFINED and onnx.helper.get_attribute_value(
+                default
+            ) == _plain(attribute.value):
+                del node.attributes[name]
+
+
+def _plain(value: object) -> object:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _shorten_names(graph: ir.Graph) -> None:
+    """Every name is stored at each use; only inputs, outputs and stored weights keep theirs."""
+    kept = {value.name for value in [*graph.inputs, *graph.outputs]}
+    names = (name for name in _short_names() if name not in kept)
+    for node in graph:
+        node.name = None
+        for output in node.outputs:
+            if output.name and not output.is_graph_output():
+                output.name = next(names)
+    for value in list(graph.initializers.values()):
+        old = value.name or ""
+        if old.endswith(f".{CODES}"):
+            value.name = old.removesuffix(CODES) + "weight"
+        elif not old.endswith("weight"):
+            value.name = next(names)
+
+
+def _short_names() -> Iterator[str]:
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_letters, repeat=length):
+            yield "".join(letters)

@@ -1,0 +1,169 @@
+"""Frozen layers as they are exported: stored codes instead of float weights."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from flyweight.errors import UnsupportedError
+from flyweight.export import onnx_ops
+from flyweight.tensors.activation import DynamicQuantizer, StaticQuantizer
+from flyweight.tensors.affine import AffineWeight
+from flyweight.tensors.encoded import EncodedLayer, compute, encoded_layers
+
+CODES = "codes"  # buffers of this name hold codes; the file gives them the width the form asks for
+
+
+def to_export_form(root: nn.Module) -> None:
+    """Replace every encoded layer and static quantizer by what is exported for it, in place.
+
+    Raises:
+        UnsupportedError: A stored form has no ONNX counterpart.
+    """
+    for name, layer in list(encoded_layers(root)):
+        root.set_submodule(name, _export_layer(name, layer))
+    for name, module in list(root.named_modules()):
+        if isinstance(module, StaticQuantizer):
+            root.set_submodule(name, _ExportQuantizer(module))
+
+
+def _export_layer(name: str, layer: EncodedLayer) -> nn.Module:
+    encoding = layer.encoding()
+    if not isinstance(encoding, AffineWeight):
+        inner = layer.layer
+        inner.weight = nn.Parameter(encoding.decode(), requires_grad=False)
+        return inner
+    if isinstance(layer.layer, nn.Embedding):
+        return _ExportEmbedding(encoding)
+    if isinstance(layer.layer, nn.Linear):
+        return _ExportLinear(layer, encoding, name)
+    return _ExportConvolution(layer, encoding)
+
+
+def _masked_codes(weight: AffineWeight) -> Tensor:
+    """Codes in which a pruned weight is the code of 0."""
+    if weight.mask is None:
+        return weight.codes
+    zero = (
+        torch.zeros_like(weight.codes)
+        if weight.zero_point is None
+        else weight.zero_point.expand_as(weight.codes)
+    )
+    return torch.where(weight.mask, weight.codes, zero)
+
+
+def _scales(values: Tensor, form_granularity: str) -> Tensor:
+    """As DequantizeLinear takes them: a scalar, one a row, or (rows, groups)."""
+    if form_granularity == "tensor":
+        return values.reshape(())
+    return values.reshape(-1) if form_granularity == "channel" else values
+
+
+def _transposed(values: Tensor) -> Tensor:
+    return values.T.contiguous() if values.dim() == 2 else values
+
+
+@final
+class _ExportQuantizer(nn.Module):
+    def __init__(self, quantizer: StaticQuantizer) -> None:
+        super().__init__()
+        self.register_buffer("scale", quantizer.scale)
+        self.register_buffer("zero_point", quantizer.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return onnx_ops.quantize_dequantize(x, self.scale, self.zero_point)
+
+
+class _Bias(nn.Module):
+    """A bias as stored: float, or int32 codes with a scale."""
+
+    def __init__(self, layer: EncodedLayer) -> None:
+        super().__init__()
+        bias = None if isinstance(layer.layer, nn.Embedding) else layer.layer.bias
+        scale = layer.bias_scale()
+        self.rounded = bias is not None and scale is not None
+        if bias is not None and scale is not None:
+            self.register_buffer("sums", (bias.detach() / scale).round().to(torch.int32))
+            self.register_buffer("scale", scale if scale.numel() > 1 else scale.reshape(()))
+        else:
+            self.register_buffer("sums", None if bias is None else bias.detach())
+
+    def forward(self) -> Tensor | None:
+        return onnx_ops.dequantize(self.sums, self.scale, None, 0, 0) if self.rounded else self.sums
+
+
+@final
+class _ExportLinear(nn.Module):
+    def __init__(self, layer: EncodedLayer, weight: AffineWeight, name: str) -> None:
+        super().__init__()
+        self.bias = _Bias(layer)
+        self.dynamic = isinstance(layer.input_quantizer, DynamicQuantizer)
+        self.by_token = self.dynamic and layer.input_quantizer.granularity == "token"
+        if self.dynamic and weight.zero_point is not None:
+            raise UnsupportedError(f"layer {name!r}: dynamic quantization needs symmetric weights")
+        granularity = weight.form.granularity
+        self.block_size = weight.form.group_size
+        self.axis = 1 if granularity == "channel" else 0
+        self.register_buffer(
+            CODES, _masked_codes(weight).T.contiguous()
+        )  # (in, out): MatMul reads it as it is
+        self.register_buffer("scale", _transposed(_scales(weight.scale, granularity)))
+        zero = weight.zero_point
+        if zero is None and layer.input_scale is not None:
+            zero = torch.zeros_like(
+                weight.scale, dtype=torch.int8
+            )  # ONNX Runtime fuses no Gemm or MatMul without one
+        zero = None if zero is None else _transposed(_scales(zero, granularity))
+        self.register_buffer("zero_point", zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias()
+        if self.dynamic:
+            product = onnx_ops.dynamic_matmul(x, self.codes, self.scale, self.by_token)
+            return product if bias is None else product + bias
+        weight = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, self.axis, self.block_size)
+        if x.dim() == 2 and bias is not None and self.bias.rounded:
+            return torch.addmm(bias, x, weight)  # Gemm, the one form whose bias joins the integer sums
+        product = x @ weight
+        return product if bias is None else product + bias
+
+
+@final
+class _ExportConvolution(nn.Module):
+    def __init__(self, layer: EncodedLayer, weight: AffineWeight) -> None:
+        super().__init__()
+        self.layer = layer.layer
+        self.shape = weight.shape
+        self.bias = _Bias(layer)
+        self.by_group = weight.form.granularity == "group"
+        self.block_size = weight.form.group_size
+        codes = _masked_codes(weight)
+        self.register_buffer(CODES, codes if self.by_group else codes.reshape(weight.shape))
+        self.register_buffer("scale", _scales(weight.scale, weight.form.granularity))
+        zero = None if weight.zero_point is None else _scales(weight.zero_point, weight.form.granularity)
+        self.register_buffer("zero_point", zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        axis = 1 if self.by_group else 0
+        weight = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, axis, self.block_size)
+        return compute(self.layer, x, weight.reshape(self.shape) if self.by_group else weight, self.bias())
+
+
+@final
+class _ExportEmbedding(nn.Module):
+    def __init__(self, weight: AffineWeight) -> None:
+        super().__init__()
+        self.by_group = weight.form.granularity == "group"
+        self.block_size = weight.form.group_size
+        self.register_buffer(CODES, _masked_codes(weight))
+        self.register_buffer("scale", _scales(weight.scale, weight.form.granularity))
+        zero = None if weight.zero_point is None else _scales(weight.zero_point, weight.form.granularity)
+        self.register_buffer("zero_point", zero)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.by_group:
+            table = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, 1, self.block_size)
+            return nn.functional.embedding(ids, table)
+        return onnx_ops.embed(self.codes, self.scale, self.zero_point, ids)

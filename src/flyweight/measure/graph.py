@@ -1,0 +1,173 @@
+"""A model as a graph whose layers are still layers.
+
+`torch.export` writes every layer as an operator on loose weights. `capture` turns those that came from a standard layer
+back into calls of that layer under its own name, so that all techniques work on a graph as on the user's class.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import fusion
+
+from flyweight.errors import UnsupportedError
+from flyweight.model import Model
+from flyweight.tensors.encoded import EncodedLayer, encoded_layers
+
+ATEN = torch.ops.aten
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# operator -> (position of its weight, position of its input, modules it is the body of)
+_LAYER_OPERATORS: Mapping[Any, tuple[int, int, tuple[type[nn.Module], ...]]] = {
+    ATEN.linear.default: (1, 0, (nn.Linear,)),
+    ATEN.conv1d.default: (1, 0, (nn.Conv1d,)),
+    ATEN.conv1d.padding: (1, 0, (nn.Conv1d,)),
+    ATEN.conv2d.default: (1, 0, (nn.Conv2d,)),
+    ATEN.conv2d.padding: (1, 0, (nn.Conv2d,)),
+    ATEN.embedding.default: (0, 1, (nn.Embedding,)),
+    ATEN.batch_norm.default: (1, 0, BATCH_NORMS),
+}
+
+
+def dynamic_shapes(model: Model) -> dict[str, dict[int, Any]]:
+    """The model's dynamic axes as `torch.export` takes them."""
+    automatic = torch.export.Dim.AUTO
+    return {name: dict.fromkeys(axes, automatic) for name, axes in model.dynamic_axes.items()}
+
+
+def doubled(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs with every example twice: tracing at batch 1 would fix the batch to 1."""
+    return {name: torch.cat([value, value]) for name, value in inputs.items()}
+
+
+def capture(model: Model) -> fx.GraphModule:
+    """The model as a graph of layers (by their names in the model) and ATen operators; the model is left as it is.
+
+    Raises:
+        UnsupportedError: The model cannot be traced, for instance because its control flow depends on values.
+    """
+    source = copy.deepcopy(model.module).eval()
+    encoded = dict(encoded_layers(source))
+    for name, layer in encoded.items():
+        source.set_submodule(name, layer.layer)
+    try:
+        program = torch.export.export(
+            source, (), doubled(model.example_inputs), dynamic_shapes=dynamic_shapes(model), strict=False
+        )
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        torch._dynamo.exc.TorchDynamoException,
+    ) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(
+            f"model {model.name!r} cannot be traced by torch.export: {reason}; "
+            "rewrite the part of forward() that branches on tensor values"
+        ) from error
+    graph = program.module()
+    if not isinstance(graph, fx.GraphModule):
+        raise UnsupportedError(f"model {model.name!r}: torch.export gave a {type(graph).__name__}")
+    _drop_guards(graph)
+    for node in list(graph.graph.nodes):
+        _restore_layer(graph, node, source)
+    for name, layer in encoded.items():
+        graph.set_submodule(name, layer)
+    _tidy(graph)
+    return graph
+
+
+def fold_batch_norms(graph: fx.GraphModule) -> int:
+    """Fold each batch norm into the layer before it, in place; returns how many were folded.
+
+    A batch norm whose input is not read from a convolution or linear layer, or is also read elsewhere, stays.
+    """
+    folded = 0
+    for node in list(graph.graph.nodes):
+        norm = module_of(graph, node)
+        if not isinstance(norm, BATCH_NORMS) or not isinstance(node.args[0], fx.Node):
+            continue
+        before = node.args[0]
+        owner = module_of(graph, before)
+        layer = owner.layer if isinstance(owner, EncodedLayer) else owner
+        if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) or len(before.users) != 1:
+            continue
+        if sum(n.target == before.target for n in graph.graph.nodes if n.op == "call_module") > 1:
+            continue  # the layer is called twice: only one of the calls is normalised
+        fuse: Callable[[nn.Module, nn.Module], nn.Module] = (
+            fusion.fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fusion.fuse_conv_bn_eval  # type: ignore[assignment]
+        )
+        fused = fuse(layer, norm)
+        if isinstance(owner, EncodedLayer):
+            owner.layer = fused  # type: ignore[assignment]
+        else:
+            graph.set_submodule(str(before.target), fused)
+        node.replace_all_uses_with(before)
+        graph.graph.erase_node(node)
+        folded += 1
+    _tidy(graph)
+    return folded
+
+
+def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module a node calls, or None."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether any batch norm is left."""
+    return any(isinstance(m, BATCH_NORMS) for m in module.modules())
+
+
+def _drop_guards(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and str(node.target) == "_guards_fn":
+            graph.graph.erase_node(node)
+
+
+def _restore_layer(graph: fx.GraphModule, node: fx.Node, source: nn.Module) -> None:
+    if node.op != "call_function" or node.target not in _LAYER_OPERATORS:
+        return
+    weight_at, input_at, kinds = _LAYER_OPERATORS[node.target]
+    weight = node.args[weight_at]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return
+    name, _, attribute = str(weight.target).rpartition(".")
+    if attribute != "weight" or not name:
+        return
+    layer = source.get_submodule(name)
+    if not isinstance(layer, kinds) or not _same_settings(layer, node):
+        return
+    graph.set_submodule(name, layer)
+    with graph.graph.inserting_before(node):
+        call = graph.graph.call_module(name, (node.args[input_at],))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    graph.graph.erase_node(node)
+
+
+def _same_settings(layer: nn.Module, node: fx.Node) -> bool:
+    """Whether the operator was called as the layer's own forward calls it."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return True
+    if layer.padding_mode != "zeros":
+        return False
+    arguments = {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)}  # type: ignore[union-attr]
+    for name in ("stride", "padding", "dilation", "groups"):
+        given, own = arguments.get(name), getattr(layer, name)
+        if given is not None and (list(given) if isinstance(given, list | tuple) else given) != (
+            list(own) if isinstance(own, tuple) else own
+        ):
+            return False
+    return True
+
+
+def _tidy(graph: fx.GraphModule) -> None:
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()

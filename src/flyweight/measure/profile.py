@@ -1,0 +1,99 @@
+"""Run a model once and record each weighted layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile, Operation
+from flyweight.model import Model
+from flyweight.tensors.activation import DynamicQuantizer
+from flyweight.tensors.affine import AffineWeight
+from flyweight.tensors.encoded import LAYERS, EncodedLayer, Layer
+
+_OPERATIONS: Mapping[type[nn.Module], Operation] = {
+    nn.Linear: "linear",
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Embedding: "embedding",
+}
+
+
+@torch.no_grad()
+def profile(model: Model) -> ModelProfile:
+    """Profile of ``model`` from one forward pass of its example inputs (batch 1).
+
+    A layer that runs twice is recorded once, with the work of both. Weighted layers of other kinds, subclasses of the
+    known ones included, count as other bytes: no technique touches them.
+    """
+    found: dict[str, LayerProfile] = {}
+    owners: dict[int, str] = {}
+    inside = {id(m.layer) for m in model.module.modules() if isinstance(m, EncodedLayer)}
+    handles = []
+
+    def record(name: str, module: EncodedLayer | Layer) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            layer = _profile_of(name, module, args[0], output)
+            before = found.get(name)
+            owner = owners.setdefault(id(module.weight), name)
+            layer = replace(layer, tied_to=None if owner == name else owner)
+            found[name] = layer if before is None else replace(before, macs=before.macs + layer.macs)
+
+        return module.register_forward_hook(hook)
+
+    for name, module in model.module.named_modules():
+        if isinstance(module, EncodedLayer) or (type(module) in LAYERS and id(module) not in inside):
+            handles.append(record(name, cast("EncodedLayer | Layer", module)))
+    try:
+        model.outputs()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ModelProfile(
+        model=model.name, layers=tuple(found.values()), other_bytes=_other_bytes(model, found)
+    )
+
+
+def parameter_count(model: Model) -> int:
+    """Numbers in weights, biases and norms, tied ones once; running statistics are not counted."""
+    return sum(p.numel() for p in model.module.parameters())
+
+
+def _profile_of(name: str, module: EncodedLayer | Layer, x: Tensor, output: Tensor) -> LayerProfile:
+    layer = module.layer if isinstance(module, EncodedLayer) else module
+    rows, columns = layer.weight.shape[0], layer.weight[0].numel()
+    op = _OPERATIONS[type(layer)]
+    profile = LayerProfile(
+        name=name,
+        op=op,
+        rows=rows,
+        columns=columns,
+        macs=0 if op == "embedding" else output.numel() * columns,
+        input_elements=x.numel(),
+        output_elements=output.numel(),
+    )
+    return _with_encoding(profile, module) if isinstance(module, EncodedLayer) else profile
+
+
+def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
+    encoding = module.encoding()
+    kept = max(profile.weights * encoding.density, 1.0)
+    profile = replace(profile, weight_bits=encoding.nbytes * 8 / kept, density=encoding.density)
+    if isinstance(encoding, AffineWeight):
+        form = encoding.form
+        group = {"tensor": None, "channel": profile.columns, "group": min(form.group_size, profile.columns)}
+        profile = replace(profile, code_bits=form.bits, group_size=group[form.granularity])
+    if isinstance(module.input_quantizer, DynamicQuantizer):
+        return replace(profile, activation_bits=8, activation_mode="dynamic")
+    if module.input_scale is not None:
+        return replace(profile, activation_bits=8, activation_mode="static")
+    return profile
+
+
+def _other_bytes(model: Model, found: Mapping[str, LayerProfile]) -> float:
+    weights = sum(layer.weights for layer in found.values() if layer.tied_to is None)
+    return (parameter_count(model) - weights) * FLOAT_BITS / 8

@@ -1,0 +1,51 @@
+"""What the techniques that store affine weights share: the form from settings, its encoder, its predicted size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from flyweight.core.layer import LayerProfile
+from flyweight.core.plan import Scalar
+from flyweight.tensors.affine import AffineForm, encode_affine
+from flyweight.tensors.encoded import EncodedWeight, Encoder
+
+
+def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
+    """The stored form that the settings name.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    group_size = settings.get("group_size", 0)
+    granularity = settings.get("granularity", "channel")
+    return AffineForm(
+        bits=settings["bits"],  # type: ignore[arg-type]
+        symmetric=settings.get("symmetric", True),  # type: ignore[arg-type]
+        granularity=granularity,  # type: ignore[arg-type]
+        group_size=group_size if granularity == "group" else 0,  # type: ignore[arg-type]
+        range_method=settings["range_method"],  # type: ignore[arg-type]
+    )
+
+
+def affine_encoder(form: AffineForm) -> Encoder:
+    """Encodes a weight in ``form``, keeping the mask of the stage before."""
+
+    def encode(weight: Tensor, before: EncodedWeight | None) -> EncodedWeight:
+        return encode_affine(weight, form, None if before is None else before.mask)
+
+    return encode
+
+
+def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:
+    """The layer stored in ``form``."""
+    kept = None if layer.density == 1.0 else round(layer.weights * layer.density)
+    bits = form.stored_bits(layer.rows, layer.columns, kept=kept) / (
+        layer.weights if kept is None else max(kept, 1)
+    )
+    group = {"tensor": None, "channel": layer.columns, "group": min(form.group_size, layer.columns)}[
+        form.granularity
+    ]
+    return replace(layer, weight_bits=bits, code_bits=form.bits, group_size=group)

@@ -1,0 +1,109 @@
+"""Static W8A8: int8 weights per channel, uint8 activations with ranges fixed by calibration.
+
+Source: Jacob et al. 2017, arXiv:1712.05877 (integer arithmetic, int32 bias); Nagel et al. 2021, arXiv:2106.08295 (ranges).
+Differs: additions and pools between layers are rounded too, as integer kernels need; batch norms must be folded before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, fx, nn
+
+from flyweight.core.layer import ModelProfile
+from flyweight.core.plan import Decision, Scalar, Stage
+from flyweight.errors import InputError
+from flyweight.measure.calibrate import activation_range, observe, uint8_parameters
+from flyweight.measure.graph import capture, module_of
+from flyweight.techniques import _settings
+from flyweight.techniques._affine import affine_encoder, form_of, predicted
+from flyweight.techniques._placement import insert, place
+from flyweight.tensors.activation import StaticQuantizer
+from flyweight.tensors.encoded import EncodedLayer, attach
+from flyweight.tensors.ranges import RANGE_METHODS
+
+if TYPE_CHECKING:
+    from flyweight.model import Model
+
+
+@final
+class StaticInt8:
+    """See the module's docstring. Settings: ``range_method`` of weights, ``activation_range_method``."""
+
+    name = "static_int8"
+    stage = Stage.QUANTIZE
+    defaults: Mapping[str, Scalar] = {"bits": 8, "range_method": "minmax", "activation_range_method": "mse"}
+
+    def propose(self, profile: ModelProfile) -> Iterable[Decision]:
+        """Every layer, embeddings included."""
+        for layer in profile.layers:
+            yield Decision(self.name, (layer.name,), self.stage, {})
+
+    def predict(self, profile: ModelProfile, decision: Decision) -> ModelProfile:
+        """Raises ValueError for settings out of range."""
+        form = form_of(_checked(decision))
+        for name in decision.layers:
+            layer = predicted(profile.by_name[name], form)
+            if layer.op != "embedding":
+                layer = replace(layer, activation_bits=8, activation_mode="static")
+            profile = profile.with_layer(layer)
+        return profile
+
+    def apply(self, model: Model, decision: Decision, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Change ``model`` in place; its module becomes a graph.
+
+        Raises:
+            InputError: There are no calibration batches.
+            UnsupportedError: The model cannot be traced.
+        """
+        settings = _checked(decision)
+        if not batches:
+            raise InputError(
+                "static_int8 needs calibration data to find the ranges of activations: give --data"
+            )
+        graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
+        for name in decision.layers:
+            attach(graph, name, affine_encoder(form_of(settings)), self.name)
+        called = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in set(decision.layers)]
+        integer = [str(n.target) for n in called if not isinstance(_inner(graph, n), nn.Embedding)]
+        placement = place(graph, integer)
+        histograms = observe(graph, batches, placement.own)
+        method = _settings.choice(settings, "activation_range_method", RANGE_METHODS)
+        parameters = {n: uint8_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
+        for node in called:
+            _read_codes(graph, node, placement.quantizer_of(node.all_input_nodes[0]), parameters)
+        insert(graph, placement, {n: StaticQuantizer(*p) for n, p in parameters.items()})
+        model.module = graph
+
+
+def _checked(decision: Decision) -> dict[str, Scalar]:
+    settings = _settings.complete(decision, StaticInt8.defaults)
+    if settings["bits"] != 8:
+        raise ValueError(f"static_int8 stores 8 bits, got bits={settings['bits']}; use weight_only for fewer")
+    _settings.choice(settings, "activation_range_method", RANGE_METHODS)
+    return settings
+
+
+def _inner(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    module = module_of(graph, node)
+    return module.layer if isinstance(module, EncodedLayer) else module
+
+
+def _read_codes(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    source: fx.Node | None,
+    parameters: Mapping[fx.Node, tuple[float, int]],
+) -> None:
+    """Tell a layer the step of its input's codes; its bias is then added to the integer sums where the kernel can."""
+    layer = module_of(graph, node)
+    if source is None or not isinstance(layer, EncodedLayer) or isinstance(layer.layer, nn.Embedding):
+        return
+    layer.input_scale = torch.tensor(parameters[source][0])
+    is_matmul = isinstance(layer.layer, nn.Linear) and node.meta["val"].dim() != 2
+    layer.integer_bias = (
+        not is_matmul
+    )  # a product of more than two axes has no kernel that adds an integer bias

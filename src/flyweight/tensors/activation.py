@@ -1,0 +1,87 @@
+"""Quantization of activations: with ranges fixed by calibration, or found at run time.
+
+Both compute exactly what ONNX's QuantizeLinear and DynamicQuantizeLinear compute, so that the PyTorch reference and the
+exported file round the same values in the same way. Gradients pass straight through the rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ActivationGranularity = Literal["tensor", "token"]
+UINT8_HIGHEST = 255
+TOKEN_ZERO_POINT = (
+    128  # symmetric codes kept unsigned: the integer kernels are fastest on u8 activations, s8 weights
+)
+TOKEN_HIGHEST = 127
+
+
+def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
+    """``rounded`` in the forward pass, the gradient of ``exact`` in the backward pass (Bengio 2013, arXiv:1308.3432)."""
+    return exact + (rounded - exact).detach() if exact.requires_grad else rounded
+
+
+@final
+class StaticQuantizer(nn.Module):
+    """Rounds a tensor to uint8 codes with one fixed scale and zero point.
+
+    Args:
+        scale: Above 0.
+        zero_point: In 0..255.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be above 0, got {scale}")
+        if not 0 <= zero_point <= UINT8_HIGHEST:
+            raise ValueError(f"zero_point must be in 0..255, got {zero_point}")
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
+
+    def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+        """``x`` as the codes represent it."""
+        zero_point = self.zero_point.float()
+        codes = ((x / self.scale).round() + zero_point).clamp(0, UINT8_HIGHEST)
+        return straight_through(x, (codes - zero_point) * self.scale)
+
+
+@final
+class DynamicQuantizer(nn.Module):
+    """Rounds a tensor to uint8 codes with ranges taken from the tensor itself.
+
+    ``tensor``: one asymmetric range for all, as ONNX's DynamicQuantizeLinear.
+    ``token``: one symmetric range for each vector along the last axis; outlier tokens then do not coarsen the others.
+    """
+
+    def __init__(self, granularity: ActivationGranularity) -> None:
+        super().__init__()
+        self.granularity: ActivationGranularity = granularity
+
+    def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+        """``x`` as the codes represent it."""
+        if self.granularity == "token":
+            scale = _token_scale(x.detach())
+            codes = ((x / scale).round() + TOKEN_ZERO_POINT).clamp(0, UINT8_HIGHEST)
+            return straight_through(x, (codes - TOKEN_ZERO_POINT) * scale)
+        low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
+        scale = (high - low) / UINT8_HIGHEST
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        zero_point = (-low / scale).round().clamp(0, UINT8_HIGHEST)
+        codes = ((x / scale).round() + zero_point).clamp(0, UINT8_HIGHEST)
+        return straight_through(x, (codes - zero_point) * scale)
+
+
+def _token_scale(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+    tiny = torch.finfo(torch.float32).tiny
+    return (x.abs().amax(-1, keepdim=True) / TOKEN_HIGHEST).clamp_min(tiny)

@@ -1,0 +1,156 @@
+"""Integer codes with a scale and an optional zero point: for the whole weight, a row, or a group of a row.
+
+Source: Jacob et al. 2017, arXiv:1712.05877, section 2.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int8
+from torch import Tensor
+
+from flyweight.tensors.ranges import Grid, RangeMethod, range_of
+
+Granularity = Literal["tensor", "channel", "group"]
+GRANULARITIES: tuple[str, ...] = get_args(Granularity)
+SCALE_BITS = 32  # scales are float32 in every file we write
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AffineForm:
+    """How a weight is stored.
+
+    Attributes:
+        bits: 2..8.
+        symmetric: No zero point.
+        granularity: What shares one scale: the whole ``tensor``, an output ``channel`` (row), or a ``group`` of
+            neighbouring columns of a row.
+        group_size: Columns in a group, at least 2; the last group of a row may be shorter. 0 unless by group.
+        range_method: How the covered interval is chosen.
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    granularity: Granularity = "channel"
+    group_size: int = 0
+    range_method: RangeMethod = "minmax"
+
+    def __post_init__(self) -> None:
+        Grid(self.bits, self.symmetric)
+        if self.granularity == "group" and self.group_size < 2:
+            raise ValueError(f"group_size must be at least 2 with granularity 'group', got {self.group_size}")
+        if self.granularity != "group" and self.group_size != 0:
+            raise ValueError(
+                f"group_size {self.group_size} is only for granularity 'group', got {self.granularity!r}"
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """The codes it may hold."""
+        return Grid(self.bits, self.symmetric)
+
+    def group_count(self, rows: int, columns: int) -> int:
+        """Scales stored for a weight of that size."""
+        if self.granularity == "tensor":
+            return 1
+        return rows * (-(-columns // self.group_size) if self.granularity == "group" else 1)
+
+    def stored_bits(self, rows: int, columns: int, *, kept: int | None = None) -> int:
+        """Bits of codes, scales, zero points and, where only ``kept`` weights are not zero, a mask."""
+        groups = self.group_count(rows, columns)
+        zero_points = 0 if self.symmetric else groups * self.bits
+        mask = 0 if kept is None else rows * columns
+        return (
+            (rows * columns if kept is None else kept) * self.bits + groups * SCALE_BITS + zero_points + mask
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AffineWeight:
+    """``w = (codes - zero_point) * scale``.
+
+    Attributes:
+        codes: (rows, columns), within ``form.grid``.
+        scale: (1 or rows, groups of a row), above 0.
+        zero_point: As ``scale``, or None when symmetric.
+        shape: Of the decoded weight; rows is its first axis.
+        mask: (rows, columns), True where a weight is kept; None where all are.
+    """
+
+    codes: Int8[Tensor, "rows columns"]
+    scale: Float[Tensor, "_ groups"]
+    zero_point: Int8[Tensor, "_ groups"] | None
+    form: AffineForm
+    shape: tuple[int, ...]
+    mask: Bool[Tensor, "rows columns"] | None = None
+
+    @property
+    def density(self) -> float:
+        """Fraction of weights kept."""
+        return 1.0 if self.mask is None else float(self.mask.float().mean())
+
+    @property
+    def nbytes(self) -> float:
+        """Stored size."""
+        kept = None if self.mask is None else int(self.mask.sum())
+        return self.form.stored_bits(*self.codes.shape, kept=kept) / 8
+
+    def decode(self) -> Tensor:
+        """The weight as float32, of ``shape``."""
+        centred = self.codes.float()
+        if self.zero_point is not None:
+            centred = centred - self._over_columns(self.zero_point.float())
+        weight = centred * self._over_columns(self.scale)
+        return (weight if self.mask is None else weight * self.mask).reshape(self.shape)
+
+    def _over_columns(self, values: Tensor) -> Tensor:
+        if self.form.granularity != "group":
+            return values
+        return values.repeat_interleave(self.form.group_size, 1)[:, : self.codes.shape[1]]
+
+
+def encode_affine(weight: Tensor, form: AffineForm, mask: Bool[Tensor, " ..."] | None = None) -> AffineWeight:
+    """Round a weight to nearest, ties to even.
+
+    Args:
+        weight: (rows, ...); columns are the other axes, flattened.
+        form: What to store.
+        mask: Of the weight's shape; weights where it is False become 0.
+
+    Raises:
+        ValueError: The weight is empty or not finite.
+    """
+    if weight.numel() == 0 or weight.dim() == 0:
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} cannot be quantized")
+    matrix = weight.detach().float().reshape(weight.shape[0], -1)
+    if not bool(torch.isfinite(matrix).all()):
+        raise ValueError("the weight holds NaN or infinite values")
+    flat_mask = None if mask is None else mask.reshape(matrix.shape)
+    if flat_mask is not None:
+        matrix = matrix * flat_mask
+    groups = _groups(matrix, form)
+    low, high = range_of(groups, form.grid, form.range_method)
+    scale, zero_point = form.grid.scale_and_zero_point(low, high)
+    codes = form.grid.quantize(groups, scale[:, None], zero_point[:, None])
+    rows, columns = matrix.shape
+    codes = codes.reshape(rows, -1)[:, :columns].to(torch.int8)
+    grid_shape = (1, 1) if form.granularity == "tensor" else (rows, -1)
+    zero = None if form.symmetric else zero_point.to(torch.int8).reshape(grid_shape)
+    return AffineWeight(codes, scale.reshape(grid_shape), zero, form, tuple(weight.shape), flat_mask)
+
+
+def _groups(matrix: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Tensor, "count size"]:
+    if form.granularity == "tensor":
+        return matrix.reshape(1, -1)
+    if form.granularity == "channel":
+        return matrix
+    missing = (
+        -matrix.shape[1] % form.group_size
+    )  # repeats the last column: the range of the short group stays its own
+    padded = torch.cat([matrix, matrix[:, -1:].expand(-1, missing)], 1)
+    return padded.reshape(-1, form.group_size)

@@ -1,0 +1,178 @@
+"""Layers whose weight is stored in some encoded form.
+
+An encoder projects a float weight onto what its form can represent, so encoding twice changes nothing. While a layer is
+thawed it projects on every forward pass and gradients go straight through (quantization-aware training); frozen, it
+holds one encoding, which is what exporters read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flyweight.errors import UnsupportedError
+from flyweight.tensors.activation import straight_through
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+
+
+@runtime_checkable
+class EncodedWeight(Protocol):
+    """A stored weight."""
+
+    @property
+    def nbytes(self) -> float:
+        """Stored size."""
+
+    @property
+    def density(self) -> float:
+        """Fraction of weights kept."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Bool, True where a weight is kept; None where all are."""
+
+    def decode(self) -> Tensor:
+        """The weight as float32."""
+
+
+@runtime_checkable
+class HasScale(Protocol):
+    """A stored weight whose codes have a step."""
+
+    @property
+    def scale(self) -> Tensor:
+        """(1 or rows, groups), above 0."""
+
+
+Encoder = Callable[
+    [Tensor, EncodedWeight | None], EncodedWeight
+]  # (float weight, encoding of the stage before)
+
+
+@final
+class EncodedLayer(nn.Module):
+    """A layer computing with ``decode(encode(weight))``.
+
+    Attributes:
+        layer: The layer with its float weight.
+        encoders: Applied in this order.
+        frozen: The encoding kept by `freeze`, or None.
+        input_quantizer: Applied to the input first, or None.
+        input_scale: Scalar, the step of the input's codes where a static quantizer rounds them; else None.
+        integer_bias: Round the bias to the step of the integer sums, input scale times weight scale.
+        technique: What made it, for reports.
+    """
+
+    input_scale: Tensor | None
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.encoders: tuple[Encoder, ...] = ()
+        self.frozen: EncodedWeight | None = None
+        self.input_quantizer: nn.Module | None = None
+        self.register_buffer("input_scale", None)
+        self.integer_bias = False
+        self.technique = ""
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight."""
+        return self.layer.weight
+
+    def encoding(self) -> EncodedWeight:
+        """The weight as stored.
+
+        Raises:
+            ValueError: No encoder was attached.
+        """
+        if self.frozen is not None:
+            return self.frozen
+        result: EncodedWeight | None = None
+        for encoder in self.encoders:
+            result = encoder(self.weight.detach(), result)
+        if result is None:
+            raise ValueError("an encoded layer needs an encoder before it is used")
+        return result
+
+    def bias_scale(self) -> Tensor | None:
+        """(rows,) or (1,), the step the bias is rounded to; None where it stays float."""
+        encoding = self.encoding()
+        if not self.integer_bias or self.input_scale is None or not isinstance(encoding, HasScale):
+            return None
+        return self.input_scale * encoding.scale.reshape(-1)
+
+    def bias(self) -> Tensor | None:
+        """The bias as it is added."""
+        bias = None if isinstance(self.layer, nn.Embedding) else self.layer.bias
+        scale = None if bias is None else self.bias_scale()
+        if bias is None or scale is None:
+            return bias
+        return straight_through(bias, (bias / scale).round() * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        decoded = self.encoding().decode().to(self.weight.dtype)
+        weight = decoded if self.frozen is not None else straight_through(self.weight, decoded)
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        return compute(self.layer, x, weight, self.bias())
+
+
+def compute(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What ``layer`` computes, with another weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(layer, nn.Embedding):
+        return F.embedding(x, weight, layer.padding_idx)
+    convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        return convolve(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+    return convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> EncodedLayer:
+    """Wrap the layer at ``name`` in place if it is not yet, and add an encoder after those it has.
+
+    Raises:
+        UnsupportedError: The module is none of Linear, Conv1d, Conv2d, Embedding.
+    """
+    layer = root.get_submodule(name)
+    if not isinstance(layer, EncodedLayer):
+        if not isinstance(layer, LAYERS):
+            known = ", ".join(kind.__name__ for kind in LAYERS)
+            raise UnsupportedError(
+                f"layer {name!r} is a {type(layer).__name__}; {known} can be encoded: leave it out"
+            )
+        layer = EncodedLayer(layer)
+        root.set_submodule(name, layer)
+    layer.encoders = (*layer.encoders, encoder)
+    layer.technique = "+".join(filter(None, (layer.technique, technique)))
+    return layer
+
+
+def encoded_layers(root: nn.Module) -> Iterator[tuple[str, EncodedLayer]]:
+    """Qualified name and layer of every encoded layer."""
+    for name, module in root.named_modules():
+        if isinstance(module, EncodedLayer):
+            yield name, module
+
+
+@torch.no_grad()
+def freeze(root: nn.Module) -> None:
+    """Keep the present encoding of every encoded layer, in place."""
+    for _, layer in encoded_layers(root):
+        layer.frozen = layer.encoding()
+
+
+def thaw(root: nn.Module) -> None:
+    """Let every encoded layer encode anew on each forward pass, in place."""
+    for _, layer in encoded_layers(root):
+        layer.frozen = None

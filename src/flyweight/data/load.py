@@ -1,0 +1,158 @@
+"""Any supported data to splits, or to examples without targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from flyweight.data import arrays, images, tables, text
+from flyweight.data.checks import check_examples, check_splits
+from flyweight.data.columns import examples_of
+from flyweight.data.examples import Examples, Splits
+from flyweight.data.python import is_loader, read_python
+from flyweight.data.splits import assemble, is_part, select_parts
+from flyweight.data.tables import Table
+from flyweight.data.targets import Labelled, encode
+from flyweight.errors import InputError
+from flyweight.settings import DataSettings
+
+Part = TypeVar("Part", Labelled, Examples)
+Kind = Literal["arrays", "images", "tables"]
+
+_TABLE_SUFFIXES = (*tables.SUFFIXES, *text.SUFFIXES)
+_KNOWN = (
+    "a folder of images by class; .npz or .npy; .csv, .tsv, .parquet, .jsonl or .txt; or file.py:function"
+)
+
+
+def open_data(spec: str | Path, settings: DataSettings, *, class_targets: bool | None = True) -> Splits:
+    """Training, calibration and evaluation data, checked for empty parts and values that are not finite.
+
+    Args:
+        spec: A file or folder of images, arrays, tables or texts, or ``file.py:function``.
+        settings: Columns, sizes and seed.
+        class_targets: Whether targets are classes; None lets their type decide: reals are not.
+
+    Raises:
+        InputError: The data are missing, unreadable, of an unknown kind, empty, or not finite.
+    """
+    path = _existing(spec)
+    if path is None:
+        parts = read_python(str(spec), class_targets=class_targets)
+    else:
+        labelled, classes = _read(path, settings)
+        parts = encode(labelled, class_targets, classes=classes)
+    for name, examples in parts.items():
+        check_examples(examples, name)
+    splits = assemble(parts, settings)
+    check_splits(splits)
+    return splits
+
+
+def open_inputs(spec: str | Path, settings: DataSettings) -> Examples:
+    """Inputs to run a model on; targets are neither needed nor kept.
+
+    Of data that are split, the evaluation part is taken. Images may lie in any folders.
+
+    Raises:
+        InputError: As `open_data`.
+    """
+    path = _existing(spec)
+    if path is None:
+        parts: Mapping[str, Examples] = read_python(str(spec), class_targets=None)
+        inputs = _evaluation(parts).inputs
+    else:
+        inputs = _evaluation(_read_inputs(path, settings)).inputs
+    examples = Examples(inputs)
+    check_examples(examples, "given")
+    return examples
+
+
+def _evaluation(parts: Mapping[str, Part]) -> Part:
+    return parts["evaluation"] if "evaluation" in parts else next(iter(parts.values()))
+
+
+def _existing(spec: str | Path) -> Path | None:
+    """The path, or None if ``spec`` is a Python loader."""
+    path = Path(spec)
+    if path.exists():
+        return path
+    if isinstance(spec, str) and is_loader(spec):
+        return None
+    raise InputError(f"there is no file or folder {spec}; data are {_KNOWN}")
+
+
+def _read(path: Path, settings: DataSettings) -> tuple[dict[str, Labelled], tuple[str, ...]]:
+    kind = kind_of_path(path)
+    if kind == "arrays":
+        return arrays.read_arrays(path, settings)
+    if kind == "images":
+        if path.is_file():
+            raise InputError(f"{path} is a single image; give a folder with one folder of images a class")
+        return images.read_images(path), ()
+    return examples_of(_read_tables(path, settings), settings), ()
+
+
+def _read_inputs(path: Path, settings: DataSettings) -> dict[str, Labelled]:
+    kind = kind_of_path(path)
+    if kind == "arrays":
+        return arrays.read_arrays(path, settings)[0]
+    if kind == "images":
+        return {
+            "train": Labelled({images.INPUT_NAME: [path] if path.is_file() else images.list_images(path)})
+        }
+    return examples_of(_read_tables(path, settings, labelled=False), settings, labelled=False)
+
+
+def kind_of_path(path: Path) -> Kind:
+    """What a file or folder holds, told by suffixes.
+
+    Raises:
+        InputError: Nothing that is known, or two kinds at once.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    tests: Mapping[Kind, Callable[[Path], bool]] = {
+        "images": images.is_image,
+        "arrays": lambda file: file.suffix.lower() in arrays.SUFFIXES,
+        "tables": lambda file: file.suffix.lower() in _TABLE_SUFFIXES,
+    }
+    kinds = [kind for kind, test in tests.items() if any(test(file) for file in files)]
+    if not kinds and path.is_dir() and images.holds_images(path):
+        return "images"
+    if len(kinds) != 1:
+        reason = f"holds {' and '.join(kinds)}; give one of its files" if kinds else "is of no known kind"
+        raise InputError(f"{path} {reason}; data are {_KNOWN}")
+    return kinds[0]
+
+
+def _read_tables(path: Path, settings: DataSettings, *, labelled: bool = True) -> dict[str, Table]:
+    """Tables by part; a single file is ``train``."""
+    target = () if settings.target is None else (settings.target,)
+    requested = (*settings.inputs, *target, *settings.slices) if labelled else settings.inputs
+    if path.is_file():
+        return {"train": _read_table(path, settings, requested)}
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _TABLE_SUFFIXES)
+    named: dict[str, Path] = {}
+    for file in files:
+        for part in filter(is_part, re.split(r"[-_. ]", file.stem.casefold())):
+            if named.setdefault(part, file) != file:
+                raise InputError(
+                    f"{path} holds two files for {part}: {named[part].name} and {file.name}; keep one"
+                )
+    if not named and len(files) > 1:
+        raise InputError(
+            f"{path} holds {len(files)} tables and none is called train or test; give one, or rename them"
+        )
+    chosen = select_parts(named) if named else {"train": files[0]}
+    return {use: _read_table(file, settings, requested) for use, file in chosen.items()}
+
+
+def _read_table(path: Path, settings: DataSettings, requested: Sequence[str]) -> Table:
+    if path.suffix.lower() == ".jsonl":
+        return text.read_json_lines(path)
+    if path.suffix.lower() == ".txt":
+        single = len(settings.inputs) == 1 and not settings.inputs[0].isdecimal()
+        return text.read_lines(path, settings.inputs[0] if single else text.TEXT_NAME)
+    return tables.read_table(path, requested)

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst
+from flyweight.data.steps import Cast, Normalize, Rename, Rescale, SelectColumns
+from flyweight.errors import InputError
+
+
+def test_rescale_gives_float32_of_the_product():
+    out = Rescale(0.5)({"x": np.array([[2, 4]], np.uint8)})["x"]
+    assert out.dtype == np.float32
+    assert out.tolist() == [[1.0, 2.0]]
+
+
+def test_normalize_takes_one_mean_a_channel_on_axis_1():
+    images = np.ones((2, 3, 2, 2), np.float32)
+    out = Normalize((1.0, 0.0, -1.0), (1.0, 2.0, 4.0))({"x": images})["x"]
+    np.testing.assert_allclose(out[0, :, 0, 0], [0.0, 0.5, 0.5])
+
+
+def test_normalize_refuses_another_number_of_channels():
+    with pytest.raises(InputError, match=r"input 'x' has shape \(2, 4\)"):
+        Normalize((0.0, 0.0), (1.0, 1.0))({"x": np.ones((2, 4), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.0,), (0.0,)), ((0.0,), (1.0, 1.0)), ((float("nan"),), (1.0,)), ((), ())]
+)
+def test_normalize_refuses_values_it_cannot_divide_by(mean, std):
+    with pytest.raises(ValueError, match=r"mean|std"):
+        Normalize(mean, std)
+
+
+def test_select_columns_makes_a_matrix_in_its_own_order_and_drops_the_rest():
+    columns = {"id": np.arange(2), "b": np.array([3, 4]), "a": np.array([1.0, 2.0], np.float32)}
+    out = SelectColumns(("a", "b"), integers=("id",))(columns)
+    assert set(out) == {"x", "id"}
+    assert out["x"].tolist() == [[1, 3], [2, 4]]
+    assert out["x"].dtype == np.float32
+    assert out["id"].dtype == np.int64
+
+
+def test_select_columns_names_the_missing_column():
+    with pytest.raises(InputError, match="needs a column 'b'"):
+        SelectColumns(("a", "b"))({"a": np.zeros(2)})
+
+
+def test_cast_to_integers_refuses_fractions():
+    with pytest.raises(InputError, match="example 1 is not whole"):
+        Cast("int64")({"x": np.array([1.0, 1.5])})
+
+
+def test_text_where_numbers_are_needed_is_named():
+    with pytest.raises(InputError, match="input 'x', example 0 is text"):
+        Cast()({"x": ["abc"]})
+
+
+def test_image_files_where_numbers_are_needed_are_named():
+    with pytest.raises(InputError, match="is an image file"):
+        Rescale(1.0)({"x": [Path("a.png")]})
+
+
+def test_images_of_different_sizes_cannot_be_stacked():
+    images = [np.zeros((2, 2, 3), np.uint8), np.zeros((3, 2, 3), np.uint8)]
+    with pytest.raises(InputError, match=r"example 1 is \(3, 2, 3\)"):
+        ToChannelsFirst()({"x": images})
+
+
+def test_rename_needs_a_single_column():
+    assert list(Rename("pixels")({"image": np.zeros(1)})) == ["pixels"]
+    with pytest.raises(InputError, match="has one input, 'pixels'"):
+        Rename("pixels")({"a": np.zeros(1), "b": np.zeros(1)})
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_decode_gives_the_pixels_of_a_file(tmp_path, mode, channels):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (image,) = DecodeImage(mode)({"image": [tmp_path / "a.png"]})["image"]
+    assert image.shape == (5, 4, channels)
+    if mode == "RGB":
+        np.testing.assert_array_equal(image, pixels)
+
+
+def test_decode_names_an_unreadable_file(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"broken\.png"):
+        DecodeImage()({"image": [tmp_path / "broken.png"]})
+
+
+def test_decode_names_a_truncated_file(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "cut.png"
+    )
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:500])
+    with pytest.raises(InputError, match=r"cut\.png"):
+        DecodeImage()({"image": [tmp_path / "cut.png"]})
+
+
+def test_decode_takes_arrays_of_pixels_and_refuses_floats():
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(DecodeImage()({"x": pixels})["x"], pixels)
+    with pytest.raises(InputError, match="uint8 with 3 channels"):
+        DecodeImage()({"x": pixels.astype(np.float32)})
+
+
+@pytest.mark.parametrize(("size", "shape"), [(4, (4, 8, 3)), ((6, 5), (6, 5, 3))])
+def test_resize_keeps_the_aspect_ratio_only_for_a_shortest_side(size, shape):
+    (image,) = Resize(size)({"x": [np.zeros((8, 16, 3), np.uint8)]})["x"]
+    assert image.shape == shape
+
+
+def test_resize_is_pillows():
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 1), dtype=np.uint8)
+    (image,) = Resize((4, 4))({"x": [pixels]})["x"]
+    expected = Image.fromarray(pixels[..., 0]).resize((4, 4), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(image[..., 0], np.asarray(expected))
+
+
+def test_crop_takes_the_middle_and_refuses_smaller_images():
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
+    (cropped,) = CenterCrop(2, 2)({"x": [image]})["x"]
+    assert cropped[..., 0].tolist() == [[5, 6], [9, 10]]
+    with pytest.raises(InputError, match="4 x 4 pixels, the crop 5 x 5"):
+        CenterCrop(5, 5)({"x": [image]})
+
+
+def test_channels_first_adds_a_missing_channel():
+    assert ToChannelsFirst()({"x": np.zeros((2, 5, 4), np.uint8)})["x"].shape == (2, 1, 5, 4)
+    assert ToChannelsFirst()({"x": np.zeros((2, 5, 4, 3), np.uint8)})["x"].shape == (2, 3, 5, 4)

@@ -26,7 +26,9 @@ class BudgetInfeasible(FlyweightError):
 
     def __init__(self, excess: Mapping[str, float], best: object, pareto: tuple[object, ...] = ()) -> None:
         self.excess, self.best, self.pareto = dict(excess), best, pareto
-        worst = ", ".join(f"{name} {over:+.1%}" for name, over in sorted(excess.items(), key=lambda item: -item[1]))
+        worst = ", ".join(
+            f"{name} {over:+.1%}" for name, over in sorted(excess.items(), key=lambda item: -item[1])
+        )
         super().__init__(f"no plan fits the budget; the closest is over by: {worst}")
 
 

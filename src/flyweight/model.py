@@ -71,4 +71,6 @@ def tensors_of(returned: object, model: str) -> tuple[Tensor, ...]:
     values = tuple(returned.values()) if isinstance(returned, Mapping) else returned
     if isinstance(values, tuple | list) and values and all(isinstance(v, Tensor) for v in values):
         return tuple(values)
-    raise InputError(f"model {model!r} returns {type(returned).__name__}; it must return a tensor or a tuple of tensors")
+    raise InputError(
+        f"model {model!r} returns {type(returned).__name__}; it must return a tensor or a tuple of tensors"
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
 
 from flyweight.core.cost import Budget
 from flyweight.core.plan import Scalar
@@ -65,6 +65,7 @@ class Settings:
         plan: A plan file to carry out instead of techniques.
         budget: What the result has to fit.
         data_settings: See `DataSettings`.
+        format: The file format that is written.
         runtime: The runtime that is measured.
         threads: Threads of the runtime; 0 is as many as the machine has cores.
         batch_size: Examples in one timed call.
@@ -85,6 +86,7 @@ class Settings:
     plan: str | None = None
     budget: Budget = field(default_factory=lambda: Budget(quality_drop=DEFAULT_QUALITY_DROP))
     data_settings: DataSettings = field(default_factory=DataSettings)
+    format: str = "onnx"
     runtime: str = "onnxruntime"
     threads: int = 0
     batch_size: int = 1
@@ -98,3 +100,13 @@ class Settings:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.seconds <= 0:
             raise ValueError(f"seconds must be above 0, got {self.seconds}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, in the layout of flyweight.yaml."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
+from flyweight.core.protocols import Task
+from flyweight.data.examples import Splits
+from flyweight.errors import InputError
+from flyweight.model import Model
 from flyweight.tensors.activation import UINT8_HIGHEST
 from flyweight.tensors.ranges import DEFAULT_PERCENTILE, MSE_SHRINK, MSE_STEPS, RangeMethod
 
 MAX_BINS = 8192
+CALIBRATION_BATCH = 32
 
 
 @final
@@ -136,6 +142,27 @@ def _least_error(histogram: Histogram) -> tuple[float, float]:
         if error < best:
             best, chosen = error, (low, high)
     return chosen
+
+
+def calibration_batches(
+    model: Model, task: Task, splits: Splits, *, size: int | None = None
+) -> list[dict[str, Tensor]]:
+    """The calibration split as model inputs, in batches of `CALIBRATION_BATCH`; at most ``size`` examples of it.
+
+    Raises:
+        InputError: The model has no preprocessing, or an example does not fit it.
+    """
+    if model.preprocessing is None:
+        raise InputError(f"model {model.name!r} has no preprocessing: open it with flyweight.load.open")
+    own = splits.calibration
+    queries = task.queries(Splits(train=own, calibration=own, evaluation=own))
+    count = min(len(own) if size is None else size, len(queries))
+    batches = []
+    for start in range(0, count, CALIBRATION_BATCH):
+        chosen = queries.take(np.arange(start, min(start + CALIBRATION_BATCH, count)))
+        arrays = model.preprocessing(chosen.inputs)
+        batches.append({name: torch.from_numpy(value) for name, value in arrays.items()})
+    return batches
 
 
 @final

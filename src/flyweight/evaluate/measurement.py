@@ -1,0 +1,158 @@
+"""Measures two artifacts side by side: the original and the compressed one, in the same loop, on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from flyweight import catalog
+from flyweight.core.protocols import Runtime, Task
+from flyweight.core.report import Artifact, Comparison, Energy, Estimate, Measurement
+from flyweight.data.examples import Splits
+from flyweight.evaluate.energy import estimate_energy, measure_energy
+from flyweight.evaluate.evaluate import Evaluated, Preprocess, Session, compare, evaluate
+from flyweight.evaluate.memory import peak_rss_bytes
+from flyweight.evaluate.statistics import bootstrap, expected_calibration_error
+from flyweight.evaluate.timing import interleave, latency
+from flyweight.progress import SILENT, Progress
+from flyweight.run.artifact import read_manifest
+from flyweight.run.inputs import thread_count
+from flyweight.tasks.scores import Scores
+
+ENERGY_SECONDS = 1.0
+EVALUATION_BATCH = 32
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Under which measurements are taken.
+
+    Attributes:
+        runtime: Name in the catalog.
+        threads: Of the runtime; 0 is as many as the machine has cores.
+        batch_size: Examples in one timed call.
+        seconds: Given to the latency comparison.
+    """
+
+    runtime: str
+    threads: int
+    batch_size: int
+    seconds: float
+
+    def load(self, artifact: Artifact) -> Session:
+        """The artifact in the runtime."""
+        runtime: Runtime = catalog.get("runtime", self.runtime)()
+        return runtime.load(artifact, self.threads)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """An artifact being measured.
+
+    Attributes:
+        artifact: Its files.
+        session: The artifact in its runtime.
+        scores: On the evaluation split.
+        operand_bits: Bits of the wider factor of most multiplications: 32 unless activations are quantized.
+    """
+
+    artifact: Artifact
+    session: Session
+    scores: Scores
+    operand_bits: int
+
+
+def scored(
+    session: Session, preprocessing: Preprocess, task: Task, splits: Splits, *, progress: Progress = SILENT
+) -> Scores:
+    """Scores on the evaluation split, in batches of `EVALUATION_BATCH`."""
+    return evaluate(session, preprocessing, task, splits, batch_size=EVALUATION_BATCH, progress=progress)
+
+
+def timed_inputs(
+    preprocessing: Preprocess, task: Task, splits: Splits, batch_size: int
+) -> Mapping[str, np.ndarray]:
+    """The inputs of one timed call: examples of middling length, as texts differ in it."""
+    queries = task.queries(splits)
+    lengths = np.zeros(len(queries), dtype=np.int64)
+    for values in queries.inputs.values():
+        if all(isinstance(value, str) for value in values):
+            lengths += np.array([len(value) for value in values], dtype=np.int64)
+    order = np.argsort(lengths, kind="stable")
+    first = max((len(order) - batch_size) // 2, 0)
+    chosen = np.resize(order[first : first + batch_size], batch_size)
+    return preprocessing(queries.take(chosen).inputs)
+
+
+def measure(
+    original: Subject,
+    compressed: Subject,
+    task: Task,
+    splits: Splits,
+    *,
+    inputs: Mapping[str, np.ndarray],
+    conditions: Conditions,
+) -> tuple[Measurement, Measurement, Comparison]:
+    """(original, compressed, comparison), measured now.
+
+    Args:
+        original: What it was.
+        compressed: What it became.
+        task: Gives the metric.
+        splits: The evaluation split is what both were scored on.
+        inputs: Of one timed call.
+        conditions: See `Conditions`.
+    """
+    calls = [lambda: original.session(inputs), lambda: compressed.session(inputs)]
+    samples = interleave(calls, seconds=conditions.seconds)
+    sides = [
+        Evaluated(scores=subject.scores, samples_s=taken, storage_bytes=subject.artifact.nbytes)
+        for subject, taken in zip((original, compressed), samples, strict=True)
+    ]
+    comparison = compare(task, sides[0], sides[1], splits.evaluation)
+    before, after = (
+        _measurement(subject, taken, task, inputs, conditions)
+        for subject, taken in zip((original, compressed), samples, strict=True)
+    )
+    return before, after, comparison
+
+
+def _measurement(
+    subject: Subject,
+    samples_s: list[float],
+    task: Task,
+    inputs: Mapping[str, np.ndarray],
+    conditions: Conditions,
+) -> Measurement:
+    artifact = subject.artifact
+    manifest = read_manifest(artifact.path)
+    return Measurement(
+        storage_bytes=artifact.nbytes,
+        files=dict(artifact.files),
+        parameters=manifest.parameters,
+        macs=manifest.macs,
+        latency=latency(samples_s, conditions.batch_size, threads=thread_count(conditions.threads)),
+        peak_rss_bytes=peak_rss_bytes(artifact.path, conditions.runtime, inputs, threads=conditions.threads),
+        energy=_energy(subject, manifest.macs, inputs, conditions),
+        quality=_quality(task, subject.scores),
+        calibration_error=expected_calibration_error(subject.scores),
+    )
+
+
+def _energy(
+    subject: Subject, macs: int, inputs: Mapping[str, np.ndarray], conditions: Conditions
+) -> Energy | None:
+    measured = measure_energy(lambda: subject.session(inputs), seconds=ENERGY_SECONDS)
+    if measured is not None:
+        return measured
+    weights = subject.artifact.files[subject.artifact.model_file]
+    return estimate_energy(macs * conditions.batch_size, weights, operand_bits=subject.operand_bits)
+
+
+def _quality(task: Task, scores: Scores) -> Estimate:
+    return bootstrap(task, scores)

@@ -1,0 +1,1 @@
+"""Decides which techniques go where. Sees profiles and settings, never a tensor."""

@@ -1,0 +1,57 @@
+"""ONNX files timed in one loop, so that whatever disturbs the machine disturbs all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.claims import FLOAT, OURS, Check, compared
+from flyweight.evaluate.timing import interleave, speedup
+
+Samples = Mapping[str, Sequence[float]]  # candidate to seconds, one a round
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """An ONNX Runtime session whose threads stop spinning after a call, and leave the next one alone."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def call(session: Any, feed: Mapping[str, np.ndarray]) -> Callable[[], object]:
+    """One run of the session on ``feed``, input name to array."""
+    return lambda: session.run(None, feed)
+
+
+def timed(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> Samples:
+    """Seconds of each candidate's call, one a round; every round calls all of them."""
+    return dict(zip(calls, interleave(list(calls.values()), seconds=seconds), strict=True))
+
+
+def speed_checks(where: str, samples: Samples, *, rivals: Sequence[str]) -> tuple[Check, Check]:
+    """Speed over the fastest of ``rivals``, which must be at least 1; and over the float file, as a record.
+
+    Args:
+        where: Begins the names of the checks, ``"resnet20"``.
+        samples: Of `FLOAT`, every rival, and `OURS` if a file was shipped.
+        rivals: Those the bar is about; the others are reported.
+    """
+    best = max(rivals, key=lambda name: speedup(samples[FLOAT], samples[name]).value)
+    return (
+        _over(f"{where}: speed over the fastest rival", samples, best, bar=1.0),
+        _over(f"{where}: speed over fp32", samples, FLOAT, bar=None),
+    )
+
+
+def _over(what: str, samples: Samples, reference: str, *, bar: float | None) -> Check:
+    speeds = {name: speedup(samples[reference], times) for name, times in samples.items()}
+    ours = speeds.get(OURS)
+    values = {name: speed.value for name, speed in speeds.items()}
+    return compared(what, values, bar=bar, spread=None if ours is None else (ours.low, ours.high))

@@ -1,0 +1,24 @@
+"""Settings of every test, and the real data that some of them need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# The same examples in every run, and no time limit for one example: machines of two cores are shared.
+hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gate")
+
+SHARED_VARIABLE = "FLYWEIGHT_SHARED"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and models that are not in the repository; the test is skipped without it."""
+    folder = Path(os.environ.get(SHARED_VARIABLE, Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs real data: there is no folder {folder / 'data'}; set {SHARED_VARIABLE}")
+    return folder.resolve()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, final
 
 from flyweight.core.cost import Budget
@@ -12,6 +13,15 @@ from flyweight.core.plan import Scalar
 DEFAULT_QUALITY_DROP = 0.01  # one point; what `compress` allows when the budget does not say
 DEFAULT_CALIBRATION_SIZE = 512
 DEFAULT_SECONDS = 6.0
+
+# Key in flyweight.yaml to field of `Budget`.
+BUDGET_KEYS: Mapping[str, str] = {
+    "max_size": "storage_bytes",
+    "max_latency": "latency_s",
+    "max_drop": "quality_drop",
+    "max_ram": "ram_bytes",
+    "max_energy": "energy_j",
+}
 
 
 @final
@@ -44,6 +54,8 @@ class DataSettings:
             raise ValueError(f"evaluation_size must be at least 1, got {self.evaluation_size}")
         if not 0 < self.evaluation_fraction < 1:
             raise ValueError(f"evaluation_fraction must be between 0 and 1, got {self.evaluation_fraction}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
 
 
 @final
@@ -59,7 +71,7 @@ class Settings:
         task_settings: Keyword arguments of the task, ``{"top_k": 5}``.
         weights: A safetensors file (or a PyTorch state dict) for a factory that makes untrained modules.
         model_arguments: Keyword arguments of the factory.
-        preprocessing: ``{"rescale": 0.00392, "mean": [...], "std": [...], "resize": 224, "crop": 224, "max_length": 128}``.
+        preprocessing: What `flyweight.data.declared.declared_steps` takes, ``{"resize": 256, "crop": 224}``.
         techniques: Tried in this order; () tries the automatic set.
         technique_settings: Settings given to every technique that knows them, ``{"bits": 4}``.
         plan: A plan file to carry out instead of techniques.
@@ -98,12 +110,16 @@ class Settings:
             raise ValueError(f"threads must be at least 0, got {self.threads}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.seconds <= 0:
-            raise ValueError(f"seconds must be above 0, got {self.seconds}")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds must be finite and above 0, got {self.seconds}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, in the layout of flyweight.yaml."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        """Plain JSON values in the layout of flyweight.yaml, which `settings_file.settings_from` reads."""
+        own = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("budget", "data_settings")
+        }
+        bounds = {key: getattr(self.budget, name) for key, name in BUDGET_KEYS.items()}
+        return {key: _plain(value) for key, value in (own | asdict(self.data_settings) | bounds).items()}
 
 
 def _plain(value: object) -> Any:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from flyweight.data.load import open_data, open_inputs
-from flyweight.data.python import is_loader
 from flyweight.errors import InputError
 from flyweight.settings import DataSettings
+from flyweight.user_code import is_spec
 
 SETTINGS = DataSettings(calibration_size=2)
 
@@ -70,7 +70,7 @@ def test_what_goes_wrong_is_one_clear_sentence(tmp_path, body, message):
 
 def test_a_missing_file_module_or_function_is_named(tmp_path):
     spec = loader(tmp_path, "return X, Y")
-    with pytest.raises(InputError, match="has no function 'other'"):
+    with pytest.raises(InputError, match="has no 'other'"):
         open_data(spec.replace("make_data", "other"), SETTINGS)
     with pytest.raises(InputError, match=r"there is no file nowhere\.py"):
         open_data("nowhere.py:make", SETTINGS)
@@ -100,7 +100,7 @@ def test_a_loader_can_import_its_neighbours_and_leaves_the_path_alone(tmp_path):
     ("spec", "expected"), [("a.py:f", True), ("a.b:f", True), ("data.csv", False), ("a b:f", False)]
 )
 def test_loaders_are_told_from_paths(spec, expected):
-    assert is_loader(spec) is expected
+    assert is_spec(spec) is expected
 
 
 def test_a_loader_can_define_dataclasses(tmp_path):

@@ -54,7 +54,9 @@ def test_metric_is_the_mean_of_what_the_function_returns(file):
 
 
 def test_an_exception_of_the_function_is_told_in_one_line(file):
-    with pytest.raises(InputError, match=r"failed: RuntimeError: no such thing$"):
+    with pytest.raises(
+        InputError, match=r"failed: RuntimeError: no such thing second line \(metrics\.py, line 13"
+    ):
         Custom(f"{file}:breaks").score(np.zeros((2, 1)), data())
 
 
@@ -66,9 +68,9 @@ def test_what_is_not_one_finite_number_an_example_is_refused(file, name, message
         Custom(f"{file}:{name}").score(np.zeros((2, 1)), data())
 
 
-@pytest.mark.parametrize("name", ["number", "absent"])
-def test_what_is_not_a_function_is_refused(file, name):
-    with pytest.raises(InputError, match=f"holds no function '{name}'"):
+@pytest.mark.parametrize(("name", "message"), [("number", "is no function"), ("absent", "has no 'absent'")])
+def test_what_is_not_a_function_is_refused(file, name, message):
+    with pytest.raises(InputError, match=message):
         Custom(f"{file}:{name}")
 
 
@@ -77,7 +79,7 @@ def test_a_missing_file_is_refused(tmp_path):
         Custom(f"{tmp_path / 'absent.py'}:metric")
 
 
-@pytest.mark.parametrize("spec", ["metrics.py", "metrics.txt:f", "metrics.py:"])
+@pytest.mark.parametrize("spec", ["metrics.py", "metrics/f.txt:f", "metrics.py:"])
 def test_another_form_of_name_is_refused(spec):
     with pytest.raises(InputError, match=r"file\.py:function"):
         Custom(spec)
@@ -85,7 +87,7 @@ def test_another_form_of_name_is_refused(spec):
 
 def test_a_file_that_cannot_be_run_is_refused(tmp_path):
     (tmp_path / "broken.py").write_text("def f(:\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"broken\.py cannot be run: SyntaxError"):
+    with pytest.raises(InputError, match=r"importing .*broken\.py raised SyntaxError"):
         Custom(f"{tmp_path / 'broken.py'}:f")
 
 

@@ -11,12 +11,13 @@ from flyweight.data import arrays, images, tables, text
 from flyweight.data.checks import check_examples, check_splits
 from flyweight.data.columns import examples_of
 from flyweight.data.examples import Examples, Splits
-from flyweight.data.python import is_loader, read_python
+from flyweight.data.python import read_python
 from flyweight.data.splits import assemble, is_part, select_parts
 from flyweight.data.tables import Table
 from flyweight.data.targets import Labelled, encode
 from flyweight.errors import InputError
 from flyweight.settings import DataSettings
+from flyweight.user_code import is_spec
 
 Part = TypeVar("Part", Labelled, Examples)
 Kind = Literal["arrays", "images", "tables"]
@@ -79,7 +80,7 @@ def _existing(spec: str | Path) -> Path | None:
     path = Path(spec)
     if path.exists():
         return path
-    if isinstance(spec, str) and is_loader(spec):
+    if isinstance(spec, str) and is_spec(spec):
         return None
     raise InputError(f"there is no file or folder {spec}; data are {_KNOWN}")
 

@@ -8,15 +8,8 @@ these by name.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
-import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,13 +19,7 @@ from flyweight.data.splits import is_part, select_parts
 from flyweight.data.steps import MATRIX_NAME
 from flyweight.data.targets import Labelled, encode
 from flyweight.errors import InputError
-
-_SPEC = re.compile(r"(?P<module>[\w.]+|.+\.py):(?P<function>\w+)")
-
-
-def is_loader(spec: str) -> bool:
-    """Whether ``spec`` reads as ``file.py:loader`` or ``package.module:loader``."""
-    return _SPEC.fullmatch(spec) is not None
+from flyweight.user_code import user_object
 
 
 def read_python(spec: str, *, class_targets: bool | None = True) -> dict[str, Examples]:
@@ -66,65 +53,11 @@ def read_python(spec: str, *, class_targets: bool | None = True) -> dict[str, Ex
 
 
 def _called(spec: str) -> object:
-    match = _SPEC.fullmatch(spec)
-    if match is None:
-        raise InputError(f"{spec!r} is no loader; write file.py:function or package.module:function")
-    with _importable_neighbours(Path(match["module"])):
-        function = getattr(_module(match["module"]), match["function"], None)
+    with user_object(spec) as function:
         if not callable(function):
-            raise InputError(f"{match['module']} has no function {match['function']!r}")
-        try:
-            returned: object = function()
-        except Exception as error:  # whatever the user's code raises is told as it is
-            raise InputError(f"{spec} raised {type(error).__name__}: {error}{_where(error)}") from error
+            raise InputError(f"{spec} is no function; name one that returns the data")
+        returned: object = function()
     return returned
-
-
-@contextmanager
-def _importable_neighbours(path: Path) -> Iterator[None]:
-    """Inside, modules in the folder of a ``.py`` file can be imported, as they can when the file is run."""
-    if path.suffix != ".py":
-        yield
-        return
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _where(error: BaseException) -> str:
-    """`` (file.py, line 3: the line)`` of the innermost frame that is not in an installed package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if "site-packages" not in f.filename and f.filename != __file__ and "<frozen" not in f.filename
-    ]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
-
-
-def _module(name: str) -> ModuleType:
-    path = Path(name)
-    if path.suffix == ".py" and not path.is_file():
-        raise InputError(f"there is no file {name}")
-    try:
-        return _from_file(path) if path.suffix == ".py" else importlib.import_module(name)
-    except Exception as error:  # whatever the user's module raises is told as it is
-        raise InputError(f"importing {name} raised {type(error).__name__}: {error}{_where(error)}") from error
-
-
-def _from_file(path: Path) -> ModuleType:
-    """The module in a file, under a name that shadows no other; dataclasses and pickle look it up there."""
-    name = f"_flyweight_loader_{path.stem}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
 
 
 def _labelled(part: object, where: str) -> Labelled:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -15,6 +12,7 @@ from flyweight.data.examples import Examples, Splits
 from flyweight.errors import InputError
 from flyweight.tasks.checks import one_row_each
 from flyweight.tasks.scores import Scores
+from flyweight.user_code import reason, user_object
 
 
 @final
@@ -70,7 +68,7 @@ class Custom:
         try:
             returned = np.asarray(self.function(outputs, targets))
         except Exception as error:  # the user's code may raise anything
-            raise InputError(f"metric {self.spec} failed: {_line(error)}") from error
+            raise InputError(f"metric {self.spec} failed: {reason(error)}") from error
         if returned.shape != (len(targets),) or returned.dtype.kind not in "biuf":
             raise InputError(
                 f"metric {self.spec} must return one number an example, ({len(targets)},); "
@@ -106,34 +104,7 @@ def _labelled(examples: Examples, spec: str) -> np.ndarray:
 
 
 def _load(spec: str) -> Callable[[np.ndarray, np.ndarray], Any]:
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
-    if path.suffix != ".py" or not name:
-        raise InputError(f"a metric is named file.py:function, got {spec!r}")
-    if not path.is_file():
-        raise InputError(f"there is no file {file!r}, which should hold the metric {name!r}")
-    function = _run(path).get(name)
-    if not callable(function):
-        raise InputError(f"{file} holds no function {name!r}")
+    with user_object(spec) as function:
+        if not callable(function):
+            raise InputError(f"{spec} is no function; a metric is called with outputs and targets")
     return function  # type: ignore[no-any-return]  # what it returns is checked on each call
-
-
-def _run(path: Path) -> dict[str, Any]:
-    """The names a Python file defines."""
-    module_name = f"_flyweight_metric_{path.stem}"
-    found = importlib.util.spec_from_file_location(module_name, path)
-    if found is None or found.loader is None:
-        raise InputError(f"{path} cannot be read as a Python file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[module_name] = module  # dataclasses in the file look their module up
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:  # as above
-        raise InputError(f"{path} cannot be run: {_line(error)}") from error
-    return vars(module)
-
-
-def _line(error: Exception) -> str:
-    """``ValueError: shapes (3,) and (4,) do not match``."""
-    text = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -34,7 +34,7 @@ def is_spec(text: str) -> bool:
 
 @contextmanager
 def user_object(spec: str) -> Iterator[Any]:
-    """What ``spec`` names. Inside, modules beside its file can be imported; failures are told in one sentence.
+    """What ``spec`` names. Inside, modules beside its file can be imported, and failures are one sentence.
 
     Raises:
         InputError: There is no such file, module or name, or the code inside raises an error of its own.

@@ -1,0 +1,213 @@
+"""From what the settings call the model to a `Model` that was run once on the data."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flyweight.core.protocols import Task
+from flyweight.data.checks import check_targets
+from flyweight.data.declared import kind_of
+from flyweight.data.examples import Examples, Splits
+from flyweight.data.preprocessing import Preprocessing, build
+from flyweight.data.text_steps import Tokenize
+from flyweight.errors import InputError
+from flyweight.load.classes import in_model_order
+from flyweight.load.huggingface import Pretrained, fetch, is_hub_id, load_folder
+from flyweight.load.pytorch import load_module, prepared
+from flyweight.model import Model
+from flyweight.settings import Settings
+from flyweight.tasks.classification import Classification
+from flyweight.user_code import is_spec, reason
+
+SEQUENCE = "sequence"  # name of the axis of tokens
+EXAMPLE_TOKENS = 16  # of example inputs; the MACs of a text model are counted at this length
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model and the data in its terms.
+
+    Attributes:
+        model: With preprocessing, and example inputs from the evaluation data.
+        splits: Targets are in the model's order of classes.
+    """
+
+    model: Model
+    splits: Splits
+
+
+def open_model(settings: Settings, splits: Splits, task: Task, *, module: nn.Module | None = None) -> Opened:
+    """The model, its preprocessing, and the data in its terms; it ran on two examples.
+
+    Args:
+        settings: Name the model, its weights and arguments, and what preprocessing is declared.
+        splits: Examples the model is for.
+        task: What its outputs are for.
+        module: The model itself; it is copied, and ``settings.model`` is only its name.
+
+    Raises:
+        InputError: The model cannot be opened, or does not fit the data or the task.
+        UnsupportedError: It is of a kind that is not supported.
+    """
+    pretrained = _pretrained(settings, splits, task, module)
+    splits = in_model_order(splits, pretrained.classes)
+    queries = task.queries(splits)
+    preprocessing = build({**pretrained.preprocessing, **settings.preprocessing}, splits)
+    arrays = preprocessing(queries.take(np.array([0, min(1, len(queries) - 1)])).inputs)
+    preprocessing, inputs = _matched(preprocessing, _tensors(arrays), pretrained.module, settings.model)
+    model = Model(
+        name=_name(settings.model),
+        module=pretrained.module,
+        example_inputs=_examples(inputs, preprocessing),
+        dynamic_axes={name: {1: SEQUENCE} for name in inputs} if _varies(preprocessing) else {},
+        preprocessing=preprocessing,
+    )
+    _check(model, inputs, splits, task)
+    return Opened(model, splits)
+
+
+def _pretrained(settings: Settings, splits: Splits, task: Task, module: nn.Module | None) -> Pretrained:
+    spec = settings.model
+    if module is not None:
+        return Pretrained(module=prepared(copy.deepcopy(module), spec), preprocessing={})
+    if is_spec(spec):
+        weights = None if settings.weights is None else Path(settings.weights)
+        loaded = load_module(spec, weights, arguments=settings.model_arguments)
+        return Pretrained(module=loaded, preprocessing={})
+    return _from_folder(settings, splits, task)
+
+
+def _from_folder(settings: Settings, splits: Splits, task: Task) -> Pretrained:
+    folder = Path(settings.model)
+    if settings.weights is not None or settings.model_arguments:
+        raise InputError(
+            f"{folder} brings its own weights and arguments; leave out --weights and --model-arg"
+        )
+    if not folder.exists() and is_hub_id(settings.model):
+        folder = fetch(settings.model)
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise InputError(
+            f"model {folder} {kind}; name file.py:factory, package.module:name, or a Hugging Face folder"
+        )
+    is_classification = isinstance(task, Classification)
+    pretrained = load_folder(folder, pairs=is_classification and len(splits.evaluation.inputs) == 2)
+    if is_classification and pretrained.embeds:
+        raise InputError(f"{folder} is an encoder without classes; it fits --task similarity")
+    if kind_of(splits.train) == "arrays" and not pretrained.embeds:
+        return Pretrained(
+            module=pretrained.module,
+            preprocessing=_for_arrays(pretrained.preprocessing, splits.train),
+            classes=pretrained.classes,
+        )
+    return pretrained
+
+
+def _for_arrays(preprocessing: Mapping[str, object], train: Examples) -> Mapping[str, object]:
+    """Of pixels (uint8, channels last) the same as of files; other arrays are taken as they are."""
+    pixels = all(isinstance(v, np.ndarray) and v.dtype == np.uint8 for v in train.inputs.values())
+    return {**preprocessing, "channels_last": True} if pixels else {}
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def _name(spec: str) -> str:
+    """``resnet20`` of ``nets.py:resnet20``, ``minilm`` of ``models/minilm``."""
+    return spec.rpartition(":")[2] if is_spec(spec) else Path(spec).resolve().name or spec
+
+
+def _matched(
+    preprocessing: Preprocessing, inputs: dict[str, Tensor], module: nn.Module, spec: str
+) -> tuple[Preprocessing, dict[str, Tensor]]:
+    """Preprocessing whose outputs have the names of ``forward``'s parameters, and its outputs under them.
+
+    A single input is renamed; several are matched by name.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if p.kind not in _VARIADIC]
+    required = [p.name for p in named if p.default is p.empty]
+    if not named:
+        raise InputError(f"forward() of {spec} names no parameter; give its inputs names")
+    if len(inputs) == 1 and len(required) <= 1:
+        (tensor,) = inputs.values()
+        name = required[0] if required else named[0].name
+        return (preprocessing if name in inputs else preprocessing.renamed_to(name)), {name: tensor}
+    missing = [name for name in required if name not in inputs]
+    strange = [name for name in inputs if name not in {p.name for p in named}]
+    if missing or strange:
+        raise InputError(
+            f"forward() of {spec} takes {', '.join(p.name for p in named)}; the data give "
+            f"{', '.join(inputs)}; name the columns as the parameters, or choose them with --input-column"
+        )
+    return preprocessing, inputs
+
+
+def _varies(preprocessing: Preprocessing) -> bool:
+    return any(isinstance(step, Tokenize) and step.padding == "longest" for step in preprocessing.steps)
+
+
+def _examples(inputs: Mapping[str, Tensor], preprocessing: Preprocessing) -> dict[str, Tensor]:
+    """The first example; where lengths vary, `EXAMPLE_TOKENS` of its tokens, repeated as needed."""
+    if not _varies(preprocessing):
+        return {name: tensor[:1] for name, tensor in inputs.items()}
+    kept = inputs["attention_mask"][0].bool()
+    return {
+        name: torch.from_numpy(np.resize(tensor[:1, kept].numpy(), (1, EXAMPLE_TOKENS)))
+        for name, tensor in inputs.items()
+    }
+
+
+def _check(model: Model, two: Mapping[str, Tensor], splits: Splits, task: Task) -> None:
+    """Run the model at batch 1 and 2: it must take the inputs, keep the batch and give numbers."""
+    for inputs in (model.example_inputs, two):
+        outputs = _run(model, inputs)
+        batch = len(next(iter(inputs.values())))
+        for output in outputs:
+            if output.ndim == 0 or len(output) != batch:
+                raise InputError(
+                    f"model {model.name!r} gives shape {tuple(output.shape)} for {batch} example(s); "
+                    "axis 0 of every output must be the batch"
+                )
+            if (output.isnan() | output.isposinf()).any():  # minus infinity masks a class
+                raise InputError(
+                    f"model {model.name!r} gives NaN or infinity for the first evaluation examples; "
+                    "check the weights and the preprocessing"
+                )
+    if isinstance(task, Classification):
+        _check_classes(model, outputs[0], splits)
+
+
+def _run(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    try:
+        return model.outputs(inputs)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's forward() raises is told as it is
+        shapes = ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in inputs.items())
+        raise InputError(
+            f"model {model.name!r} cannot run on the data as inputs {shapes}: {reason(error)}; "
+            "change the preprocessing or the data"
+        ) from error
+
+
+def _check_classes(model: Model, output: Tensor, splits: Splits) -> None:
+    if output.ndim != 2:
+        raise InputError(
+            f"model {model.name!r} gives shape {tuple(output.shape)} for 2 examples; "
+            "classification needs (batch, classes)"
+        )
+    check_targets(splits.evaluation, output.shape[1])

@@ -183,8 +183,8 @@ def _open(
             splits = open_data(settings.data, settings.data_settings, class_targets=task.class_targets)
     task = settle(task, splits)
     with progress.stage("Loading the model"):
-        model = open_model(settings, splits, task, module=module)
-    return task, splits, model
+        opened = open_model(settings, splits, task, module=module)
+    return task, opened.splits, opened.model
 
 
 def _best_attempt(run: _Run) -> _Tried:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SPATIAL_AXES = (2, 3)
+_MOVES = frozenset({"Slice", "Pad", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool"})
 
 
 def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
@@ -23,10 +24,11 @@ def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
 
     _store_narrow_codes(model.graph, code_bits)
     _pool_instead_of_mean(model.graph)
+    common.DeduplicateInitializersPass()(model)
+    _move_codes(model.graph)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
-    common.DeduplicateInitializersPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces outweigh a small model
     _drop_default_attributes(model)
@@ -77,6 +79,27 @@ def _pool_instead_of_mean(graph: ir.Graph) -> None:
         graph.insert_before(node, added)
         ir.convenience.replace_all_uses_with(result, added[-1].outputs[0], replace_graph_outputs=True)
         graph.remove(node, safe=True)
+
+
+def _move_codes(graph: ir.Graph) -> None:
+    """What only moves values moves codes: DequantizeLinear, move, QuantizeLinear of one scale become the move alone."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        before = node.inputs[0].producer() if node.op_type in _MOVES and node.inputs[0] is not None else None
+        after = _quantizers_after(node.outputs[0]) if before is not None else None
+        if before is None or after is None or before.op_type != "DequantizeLinear":
+            continue
+        codes, scale, zero_point = before.inputs
+        if (scale, zero_point) != tuple(after[0].inputs[1:]):
+            continue
+        node.replace_input_with(0, codes)
+        if node.op_type == "Pad":  # the code of 0 fills what the value 0 filled
+            node.resize_inputs(max(len(node.inputs), 3))
+            node.replace_input_with(2, zero_point)
+        node.outputs[0].dtype = ir.DataType.UINT8
+        ir.convenience.replace_all_uses_with(after[0].outputs[0], node.outputs[0])
+        graph.remove(after[0], safe=True)
 
 
 def _quantizers_after(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:

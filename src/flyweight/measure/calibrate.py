@@ -200,10 +200,11 @@ def observe(
 
     observer = _Observer(graph, watch)
     for batch in batches:
-        observer.run(*_in_graph_order(graph, batch))
+        observer.run(*in_graph_order(graph, batch))
     return histograms
 
 
-def _in_graph_order(graph: fx.GraphModule, batch: Mapping[str, Tensor]) -> list[Tensor]:
+def in_graph_order(graph: fx.GraphModule, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """A batch as positional arguments of `torch.fx.Interpreter.run`."""
     names = [str(node.target) for node in graph.graph.nodes if node.op == "placeholder"]
     return [batch[name] for name in names]

@@ -20,6 +20,7 @@ from flyweight.measure.calibrate import activation_range, observe, uint8_paramet
 from flyweight.measure.graph import capture, module_of
 from flyweight.techniques import _settings
 from flyweight.techniques._affine import affine_encoder, form_of, predicted
+from flyweight.techniques._bias_correction import correct, joined, mean_outputs
 from flyweight.techniques._placement import insert, place
 from flyweight.tensors.activation import StaticQuantizer
 from flyweight.tensors.encoded import EncodedLayer, attach
@@ -31,11 +32,17 @@ if TYPE_CHECKING:
 
 @final
 class StaticInt8:
-    """See the module's docstring. Settings: ``range_method`` of weights, ``activation_range_method``."""
+    """See the module's docstring. Settings: ``range_method`` of weights, ``activation_range_method``,
+    ``bias_correction``."""
 
     name = "static_int8"
     stage = Stage.QUANTIZE
-    defaults: Mapping[str, Scalar] = {"bits": 8, "range_method": "minmax", "activation_range_method": "mse"}
+    defaults: Mapping[str, Scalar] = {
+        "bits": 8,
+        "range_method": "minmax",
+        "activation_range_method": "mse",
+        "bias_correction": True,
+    }
 
     def propose(self, profile: ModelProfile) -> Iterable[Decision]:
         """Every layer, embeddings included."""
@@ -65,17 +72,20 @@ class StaticInt8:
                 "static_int8 needs calibration data to find the ranges of activations: give --data"
             )
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
-        for name in decision.layers:
-            attach(graph, name, affine_encoder(form_of(settings)), self.name)
         called = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in set(decision.layers)]
         integer = [str(n.target) for n in called if not isinstance(_inner(graph, n), nn.Embedding)]
         placement = place(graph, integer)
         histograms = observe(graph, batches, placement.own)
+        sample = joined(batches)
+        wanted = mean_outputs(graph, sample, integer) if settings["bias_correction"] else {}
+        for name in decision.layers:
+            attach(graph, name, affine_encoder(form_of(settings)), self.name)
         method = _settings.choice(settings, "activation_range_method", RANGE_METHODS)
         parameters = {n: uint8_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
         for node in called:
             _read_codes(graph, node, placement.quantizer_of(node.all_input_nodes[0]), parameters)
         insert(graph, placement, {n: StaticQuantizer(*p) for n, p in parameters.items()})
+        correct(graph, sample, wanted)
         model.module = graph
 
 
@@ -104,6 +114,4 @@ def _read_codes(
         return
     layer.input_scale = torch.tensor(parameters[source][0])
     is_matmul = isinstance(layer.layer, nn.Linear) and node.meta["val"].dim() != 2
-    layer.integer_bias = (
-        not is_matmul
-    )  # a product of more than two axes has no kernel that adds an integer bias
+    layer.integer_bias = not is_matmul  # no kernel adds an integer bias to a product of more than two axes

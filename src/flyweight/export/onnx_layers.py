@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flyweight.errors import UnsupportedError
 from flyweight.export import onnx_ops
-from flyweight.tensors.activation import DynamicQuantizer, StaticQuantizer
+from flyweight.tensors.activation import ChannelQuantizer, DynamicQuantizer, StaticQuantizer
 from flyweight.tensors.affine import AffineWeight
 from flyweight.tensors.encoded import EncodedLayer, compute, encoded_layers
 
@@ -136,6 +136,7 @@ class _ExportConvolution(nn.Module):
         super().__init__()
         self.layer = layer.layer
         self.shape = weight.shape
+        self.input_grid = layer.input_quantizer if isinstance(layer.input_quantizer, ChannelQuantizer) else None
         self.bias = _Bias(layer)
         self.by_group = weight.form.granularity == "group"
         self.block_size = weight.form.group_size
@@ -146,6 +147,9 @@ class _ExportConvolution(nn.Module):
         self.register_buffer("zero_point", zero)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.input_grid is not None:
+            padded = nn.functional.pad(x, self.input_grid.padding)
+            x = onnx_ops.channel_codes(padded, self.input_grid.scale, self.input_grid.zero_point)
         axis = 1 if self.by_group else 0
         weight = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, axis, self.block_size)
         return compute(self.layer, x, weight.reshape(self.shape) if self.by_group else weight, self.bias())

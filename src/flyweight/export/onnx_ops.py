@@ -24,6 +24,13 @@ def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (((x / scale).round() + zero).clamp(0, UINT8_HIGHEST) - zero) * scale
 
 
+@torch.library.custom_op("flyweight::channel_codes", mutates_args=())
+def channel_codes(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """QuantizeLinear with one scale and zero point a channel; the uint8 codes are then read with scale 1."""
+    scales, zeros = (v.reshape(1, -1, 1, 1) for v in (scale, zero_point.float()))
+    return ((x / scales).round() + zeros).clamp(0, UINT8_HIGHEST)
+
+
 @torch.library.custom_op("flyweight::dequantize", mutates_args=())
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block_size: int) -> Tensor:
     """DequantizeLinear of stored codes; ``block_size`` 0: one scale for each index of ``axis``, or a scalar one."""
@@ -64,6 +71,11 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+@channel_codes.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @dequantize.register_fake
 def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block_size: int) -> Tensor:
     return codes.new_empty(codes.shape, dtype=torch.float32)
@@ -81,10 +93,16 @@ def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, ids: Tensor) -> T
 
 def translations() -> Mapping[Any, Callable[..., Any]]:
     """Each operator above, and the function that writes its ONNX nodes."""
-    from onnxscript import FLOAT, INT32, opset21 as op
+    from onnxscript import FLOAT
+    from onnxscript import opset21 as op
 
     def onnx_quantize_dequantize(x, scale, zero_point):  # type: ignore[no-untyped-def]
         return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+
+    def onnx_channel_codes(x, scale, zero_point):  # type: ignore[no-untyped-def]
+        codes = op.QuantizeLinear(x, scale, zero_point, axis=1)
+        one = op.Constant(value_float=1.0)
+        return op.DequantizeLinear(codes, one, op.Constant(value=_uint8_scalar(0)))
 
     def onnx_dequantize(codes, scale, zero_point, axis, block_size):  # type: ignore[no-untyped-def]
         if block_size:
@@ -124,10 +142,10 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
         row_scale = op.Cast(op.Unsqueeze(op.Gather(scale, ids, axis=0), last), to=FLOAT.dtype)
         return op.Mul(centred, row_scale)
 
-    del INT32
     ops = torch.ops.flyweight
     return {
         ops.quantize_dequantize.default: onnx_quantize_dequantize,
+        ops.channel_codes.default: onnx_channel_codes,
         ops.dequantize.default: onnx_dequantize,
         ops.dynamic_matmul.default: onnx_dynamic_matmul,
         ops.embed.default: onnx_embed,

@@ -74,12 +74,20 @@ class Placement:
         return node if node in self.own else self.shared.get(node)
 
 
-def place(graph: fx.GraphModule, layers: Iterable[str]) -> Placement:
-    """The values to round so that ``layers`` (names of modules the graph calls) run on integers."""
+def place(
+    graph: fx.GraphModule, layers: Iterable[str], *, reads_its_own: fx.Node | None = None
+) -> Placement:
+    """The values to round so that ``layers`` (names of modules the graph calls) run on integers.
+
+    Args:
+        graph: From `flyweight.measure.graph.capture`.
+        layers: Names of modules it calls.
+        reads_its_own: A call of a layer that rounds its input itself.
+    """
     chosen = set(layers)
     integer = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in chosen]
     rounded: set[fx.Node] = {n for n in integer if not isinstance(_layer(graph, n), nn.Linear)}
-    rounded |= {source for n in integer for source in _tensor_inputs(n)}
+    rounded |= {source for n in integer if n is not reads_its_own for source in _tensor_inputs(n)}
     _spread(graph, rounded)
     for node in graph.graph.nodes:
         if node in rounded and _fused_into_next(node, rounded):

@@ -21,6 +21,7 @@ from flyweight.measure.graph import capture, module_of
 from flyweight.techniques import _settings
 from flyweight.techniques._affine import affine_encoder, form_of, predicted
 from flyweight.techniques._bias_correction import correct, joined, mean_outputs
+from flyweight.techniques._input_grid import absorb, first_convolution
 from flyweight.techniques._placement import insert, place
 from flyweight.tensors.activation import StaticQuantizer
 from flyweight.tensors.encoded import EncodedLayer, attach
@@ -74,16 +75,21 @@ class StaticInt8:
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
         called = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in set(decision.layers)]
         integer = [str(n.target) for n in called if not isinstance(_inner(graph, n), nn.Embedding)]
-        placement = place(graph, integer)
-        histograms = observe(graph, batches, placement.own)
         sample = joined(batches)
         wanted = mean_outputs(graph, sample, integer) if settings["bias_correction"] else {}
+        first = first_convolution(graph, integer)
+        placement = place(graph, integer, reads_its_own=None if first is None else first.node)
+        histograms = observe(graph, batches, placement.own)
+        grid = None if first is None else absorb(first, batches)
         for name in decision.layers:
             attach(graph, name, affine_encoder(form_of(settings)), self.name)
         method = _settings.choice(settings, "activation_range_method", RANGE_METHODS)
         parameters = {n: uint8_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
+        if first is not None:
+            graph.get_submodule(first.name).input_quantizer = grid
         for node in called:
-            _read_codes(graph, node, placement.quantizer_of(node.all_input_nodes[0]), parameters)
+            source = placement.quantizer_of(node.all_input_nodes[0])
+            _read_codes(graph, node, 1.0 if source is None else parameters[source][0])
         insert(graph, placement, {n: StaticQuantizer(*p) for n, p in parameters.items()})
         correct(graph, sample, wanted)
         model.module = graph
@@ -102,16 +108,11 @@ def _inner(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return module.layer if isinstance(module, EncodedLayer) else module
 
 
-def _read_codes(
-    graph: fx.GraphModule,
-    node: fx.Node,
-    source: fx.Node | None,
-    parameters: Mapping[fx.Node, tuple[float, int]],
-) -> None:
+def _read_codes(graph: fx.GraphModule, node: fx.Node, scale: float) -> None:
     """Tell a layer the step of its input's codes; its bias is then added to the integer sums where the kernel can."""
     layer = module_of(graph, node)
-    if source is None or not isinstance(layer, EncodedLayer) or isinstance(layer.layer, nn.Embedding):
+    if not isinstance(layer, EncodedLayer) or isinstance(layer.layer, nn.Embedding):
         return
-    layer.input_scale = torch.tensor(parameters[source][0])
+    layer.input_scale = torch.tensor(scale)
     is_matmul = isinstance(layer.layer, nn.Linear) and node.meta["val"].dim() != 2
     layer.integer_bias = not is_matmul  # no kernel adds an integer bias to a product of more than two axes

@@ -57,6 +57,33 @@ class StaticQuantizer(nn.Module):
 
 
 @final
+class ChannelQuantizer(nn.Module):
+    """Pads a network's input with zeros and rounds each channel on its own grid; gives the uint8 codes, as floats.
+
+    Args:
+        scale: (channels,), above 0.
+        zero_point: (channels,) uint8, the code of the value 0.
+        padding: (left, right, top, bottom), in pixels.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, padding: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("zero_point", zero_point)
+        self.padding = padding
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels _ _"]:
+        """Codes in 0..255."""
+        padded = nn.functional.pad(x, self.padding)
+        scale, zero_point = (v.reshape(1, -1, 1, 1) for v in (self.scale, self.zero_point.float()))
+        values = padded / scale
+        return straight_through(values, values.round() + zero_point).clamp(0, UINT8_HIGHEST)
+
+
+@final
 class DynamicQuantizer(nn.Module):
     """Rounds a tensor to uint8 codes with ranges taken from the tensor itself.
 

@@ -21,7 +21,7 @@ from flyweight.units import parse_bytes, parse_drop, parse_joules, parse_seconds
 DEFAULT_FILE = "flyweight.yaml"
 MAX_FILE_BYTES = 1_000_000
 
-_NEEDED: Mapping[str, str] = {
+NEEDED: Mapping[str, str] = {
     "model": "file.py:factory, package.module:name, or a Hugging Face folder",
     "data": "a file or folder, or file.py:loader, with --data",
     "out": "the folder to write, with -o",
@@ -77,7 +77,7 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     """
     try:
         checked = {key: check_value(key, value) for key, value in values.items() if value is not None}
-        for key, what in _NEEDED.items():
+        for key, what in NEEDED.items():
             if key not in checked:
                 raise InputError(f"no {key} is given: name {what}")
         bounds = {name: checked.pop(key, None) for key, name in BUDGET_KEYS.items() if key in values}

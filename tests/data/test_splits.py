@@ -107,3 +107,10 @@ def test_a_single_part_is_split():
 
 def test_test_data_come_before_validation_data():
     assert select_parts({"val": 1, "Test": 2, "training": 3}) == {"train": 3, "evaluation": 2}
+
+
+def test_unsplit_data_are_evaluated_whole_on_request():
+    only = numbered(10)
+    splits = assemble({"train": only}, DataSettings(), whole=True)
+    assert splits.evaluation is only
+    assert splits.train is only

@@ -28,13 +28,16 @@ _KNOWN = (
 )
 
 
-def open_data(spec: str | Path, settings: DataSettings, *, class_targets: bool | None = True) -> Splits:
+def open_data(
+    spec: str | Path, settings: DataSettings, *, class_targets: bool | None = True, whole: bool = False
+) -> Splits:
     """Training, calibration and evaluation data, checked for empty parts and values that are not finite.
 
     Args:
         spec: A file or folder of images, arrays, tables or texts, or ``file.py:function``.
         settings: Columns, sizes and seed.
         class_targets: Whether targets are classes; None lets their type decide: reals are not.
+        whole: Evaluate on all of unsplit data, as `flyweight.data.splits.assemble` says.
 
     Raises:
         InputError: The data are missing, unreadable, of an unknown kind, empty, or not finite.
@@ -47,7 +50,7 @@ def open_data(spec: str | Path, settings: DataSettings, *, class_targets: bool |
         parts = encode(labelled, class_targets, classes=classes)
     for name, examples in parts.items():
         check_examples(examples, name)
-    splits = assemble(parts, settings)
+    splits = assemble(parts, settings, whole=whole)
     check_splits(splits)
     return splits
 

@@ -43,13 +43,14 @@ def select_parts(named: Mapping[str, Part]) -> dict[str, Part]:
     return {use: part for use, part in found.items() if part is not None}
 
 
-def assemble(parts: Mapping[str, Examples], settings: DataSettings) -> Splits:
+def assemble(parts: Mapping[str, Examples], settings: DataSettings, *, whole: bool = False) -> Splits:
     """Splits from what the source holds: missing ones are drawn, sizes are limited.
 
     Args:
         parts: Keys ``train``, ``calibration``, ``evaluation`` as far as the source has them; a single
             ``train`` or ``evaluation`` is split in two.
         settings: Sizes, fraction and seed.
+        whole: Evaluate on all of a single part, which then stands in for the others, instead of splitting it.
 
     Raises:
         InputError: There is nothing to split, or too little.
@@ -59,6 +60,9 @@ def assemble(parts: Mapping[str, Examples], settings: DataSettings) -> Splits:
         splits = Splits(train, parts.get("calibration", train), evaluation)
     elif "calibration" in parts and "evaluation" in parts:
         splits = Splits(parts["calibration"], parts["calibration"], parts["evaluation"])
+    elif whole and len(parts) == 1:
+        (only,) = parts.values()
+        splits = Splits(only, only, only)
     elif "train" in parts or "evaluation" in parts:
         drawn = split(parts["train"] if "train" in parts else parts["evaluation"], settings)
         splits = replace(drawn, calibration=parts.get("calibration", drawn.train))

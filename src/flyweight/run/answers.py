@@ -67,8 +67,13 @@ def _json(columns: Columns) -> bytes:
     return ("[\n" + ",\n".join(rows) + "\n]\n").encode()
 
 
+def json_lines(columns: Columns) -> str:
+    """One JSON object a line and example, with NaN and infinity as null."""
+    return "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in _rows(columns))
+
+
 def _jsonl(columns: Columns) -> bytes:
-    return "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in _rows(columns)).encode()
+    return json_lines(columns).encode()
 
 
 def _npz(columns: Columns) -> bytes:

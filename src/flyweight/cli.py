@@ -1,0 +1,341 @@
+"""The command line: parse, call, print. Exit codes: 0, 1 failed, 2 misused, 3 refused, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+import typer
+from rich.console import Console
+
+import flyweight
+from flyweight import catalog, cli_command
+from flyweight.cli_command import spread
+from flyweight.cli_options import (
+    Destination,
+    Goal,
+    Measurement,
+    PlanFile,
+    Preparation,
+    Source,
+    Terminal,
+    assembled,
+    check_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flyweight.core.report import Report
+    from flyweight.evaluate.benchmark import Benchmarked
+    from flyweight.evaluate.quality import Quality
+
+REFUSED = 3
+WORST_SLICES = 5
+
+app = typer.Typer(
+    name="flyweight",
+    help="Make trained models fit the device they have to run on, and prove it on the file that ships.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    artifact: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that compress or export wrote.")]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Questions:
+    input: Annotated[str, typer.Option("--input", help="New examples: a file or folder, or file.py:loader.")]
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Answers: .csv, .json, .jsonl or .npz; printed as JSON lines if left out."),
+    ] = None
+    input_column: Annotated[
+        list[str] | None, typer.Option(help="Column to read, where there are others; repeatable.")
+    ] = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Rival:
+    against: Annotated[
+        Path | None, typer.Option(help="Another artifact, such as an export of the original; timed in turns.")
+    ] = None
+    length: Annotated[int, typer.Option(min=1, help="Of inputs whose length varies: tokens.")] = 128
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _DemoFolder:
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("flyweight-demo")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        _print(flyweight.__version__)
+        raise typer.Exit
+
+
+@app.command()
+@spread
+def compress(
+    source: Source,
+    preparation: Preparation,
+    goal: Goal,
+    measurement: Measurement,
+    destination: Destination,
+    terminal: Terminal,
+) -> int:
+    """Make a model smaller and faster, measure the file, and write it if it holds what was asked.
+
+    Otherwise the best attempt is written to OUT-refused, and the exit code is 3.
+
+    Example: flyweight compress net.py:net --weights net.safetensors --data digits.npz -o small
+    """
+    settings = assembled(
+        [g.values() for g in (source, preparation, goal, measurement, destination)], destination.config
+    )
+    from flyweight.pipeline import compress, refused_path
+
+    with _progress(terminal) as progress:
+        report = compress(settings, progress=progress)
+    _show_report(report, terminal)
+    out = Path(settings.out)
+    if report.verdict.shipped:
+        _tell(f"written to {out}: open {out / 'report.html'}", terminal)
+        return 0
+    kept = refused_path(out)
+    _warn(
+        f"refused: {'; '.join(report.verdict.reasons)} (the best attempt is in {kept}, nothing is in {out})"
+    )
+    return REFUSED
+
+
+@app.command()
+@spread
+def run(folder: _Folder, questions: _Questions, measurement: Measurement, terminal: Terminal) -> int:
+    """Answer new examples; preprocessing and post-processing come from the artifact.
+
+    Example: flyweight run small --input new.csv --output answers.csv
+    """
+    from flyweight.data.load import open_inputs
+    from flyweight.run.predict import check_answers_path, predict, write_answers
+    from flyweight.settings import DataSettings
+
+    runtime = measurement.runtime or "onnxruntime"
+    check_name("runtime", runtime)
+    if questions.output is not None:
+        check_answers_path(questions.output)
+    examples = open_inputs(questions.input, DataSettings(inputs=tuple(questions.input_column or ())))
+    with _progress(terminal) as progress:
+        answers = predict(
+            folder.artifact,
+            examples,
+            runtime=runtime,
+            threads=measurement.threads or 0,
+            batch_size=measurement.batch_size or 32,
+            progress=progress,
+        )
+    if questions.output is None:
+        _print_rows(answers)
+        return 0
+    write_answers(questions.output, answers)
+    _tell(f"{len(examples)} answers written to {questions.output}", terminal)
+    return 0
+
+
+@app.command()
+@spread
+def evaluate(source: Source, preparation: Preparation, measurement: Measurement, terminal: Terminal) -> int:
+    """Measure the quality of an artifact on data, or of a model in PyTorch: MODEL is either.
+
+    Example: flyweight evaluate small --data test.csv
+    """
+    from flyweight.evaluate.quality import artifact_quality, is_artifact, model_quality, recorded_settings
+
+    path = Path(source.model or "")
+    groups = [g.values() for g in (source, preparation, measurement)]
+    if source.model is not None and is_artifact(path):
+        settings = assembled([recorded_settings(path), *groups, {"out": str(path)}])
+        with _progress(terminal) as progress:
+            quality = artifact_quality(path, settings, progress=progress)
+    else:
+        settings = assembled([*groups, {"out": "."}])
+        with _progress(terminal) as progress:
+            quality = model_quality(settings, progress=progress)
+    _show_quality(quality, terminal)
+    return 0
+
+
+@app.command()
+@spread
+def benchmark(folder: _Folder, rival: _Rival, measurement: Measurement, terminal: Terminal) -> int:
+    """Measure speed, memory and size of an artifact, or of two in turns.
+
+    Example: flyweight benchmark small --against original
+    """
+    from flyweight.evaluate.benchmark import benchmark
+    from flyweight.evaluate.measurement import Conditions
+    from flyweight.settings import DEFAULT_SECONDS
+
+    conditions = Conditions(
+        runtime=measurement.runtime or "onnxruntime",
+        threads=measurement.threads or 0,
+        batch_size=measurement.batch_size or 1,
+        seconds=measurement.seconds or DEFAULT_SECONDS,
+    )
+    check_name("runtime", conditions.runtime)
+    paths = [folder.artifact] if rival.against is None else [folder.artifact, rival.against]
+    with _progress(terminal) as progress:
+        measured = benchmark(paths, conditions, length=rival.length, progress=progress)
+    _show_benchmark(measured, terminal)
+    return 0
+
+
+@app.command()
+@spread
+def export(
+    source: Source, preparation: Preparation, plan: PlanFile, destination: Destination, terminal: Terminal
+) -> int:
+    """Write the model as it is, or with a plan carried out, without measuring or judging it.
+
+    Example: flyweight export net.py:net --weights net.safetensors --data digits.npz -o original
+    """
+    settings = assembled([g.values() for g in (source, preparation, plan, destination)], destination.config)
+    from flyweight.pipeline import export
+
+    with _progress(terminal) as progress:
+        artifact = export(settings, progress=progress)
+    _tell(f"{artifact.nbytes} bytes written to {settings.out}", terminal)
+    return 0
+
+
+@app.command()
+@spread
+def demo(folder: _DemoFolder, terminal: Terminal) -> int:
+    """Train a small network on handwritten digits, compress it, run the file and show what was measured.
+
+    Example: flyweight demo -o digits
+    """
+    from flyweight.demo import run_demo
+
+    console = Console(quiet=terminal.quiet or terminal.json)
+    with _progress(terminal) as progress:
+        report = run_demo(folder.out, console=console, progress=progress)
+    if terminal.json:
+        _show_report(report, terminal)
+    return 0 if report.verdict.shipped else REFUSED
+
+
+@app.command()
+@spread
+def techniques(terminal: Terminal) -> int:
+    """List the techniques, each with what it does.
+
+    Example: flyweight techniques
+    """
+    listed = {name: _first_line(catalog.get("technique", name)) for name in catalog.names("technique")}
+    if terminal.json:
+        _print(json.dumps(listed, indent=1))
+        return 0
+    width = max(map(len, listed))
+    for name, text in listed.items():
+        _print(f"{name:{width}}  {text}")
+    return 0
+
+
+def main() -> None:
+    """Entry point of ``flyweight``."""
+    sys.exit(cli_command.run(app, sys.argv[1:]))
+
+
+def _first_line(technique: type[Any]) -> str:
+    """Of the docstring of the module it is in, which says what it does in one sentence."""
+    text = sys.modules[technique.__module__].__doc__ or technique.__doc__ or ""
+    return text.strip().partition("\n")[0]
+
+
+def _progress(terminal: Terminal) -> Any:
+    from flyweight.report.progress import terminal_progress
+
+    return terminal_progress(Console(stderr=True), quiet=terminal.quiet)
+
+
+def _show_report(report: Report, terminal: Terminal) -> None:
+    from flyweight.report.json import to_json
+    from flyweight.report.terminal import print_report
+
+    if terminal.json:
+        _print(to_json(report))
+    elif not terminal.quiet:
+        print_report(report, Console())
+
+
+def _show_quality(quality: Quality, terminal: Terminal) -> None:
+    if terminal.json:
+        _print(json.dumps(asdict(quality), indent=1))
+        return
+    estimate = quality.estimate
+    _tell(
+        f"{quality.metric} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}] "
+        f"on {quality.examples} examples",
+        terminal,
+    )
+    for name, examples, value in quality.slices[:WORST_SLICES]:
+        _tell(f"  {name}: {value:.4f} on {examples}", terminal)
+
+
+def _show_benchmark(measured: Sequence[Benchmarked], terminal: Terminal) -> None:
+    from rich.table import Table
+
+    from flyweight.report.wording import bytes_text, speedup_text, time_text
+
+    if terminal.json:
+        _print(json.dumps([asdict(one) | {"path": str(one.path)} for one in measured], indent=1))
+        return
+    if terminal.quiet:
+        return
+    table = Table("artifact", "size", "p50", "p95", "peak memory", "against the last")
+    for one in measured:
+        table.add_row(
+            str(one.path),
+            bytes_text(one.storage_bytes),
+            time_text(one.latency.p50_s),
+            time_text(one.latency.p95_s),
+            "not told" if one.peak_rss_bytes is None else bytes_text(one.peak_rss_bytes),
+            "" if one.speedup is None else speedup_text(one.speedup),
+        )
+    Console().print(table)
+
+
+def _print_rows(answers: Mapping[str, Sequence[object]]) -> None:
+    from flyweight.run.answers import json_lines
+
+    sys.stdout.write(json_lines(answers))
+
+
+def _tell(text: str, terminal: Terminal) -> None:
+    if not (terminal.quiet or terminal.json):
+        _print(text)
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"flyweight: {' '.join(text.split())}\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -26,6 +26,8 @@ def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
     _pool_instead_of_mean(model.graph)
     common.DeduplicateInitializersPass()(model)
     _move_codes(model.graph)
+    common.RemoveUnusedNodesPass()(model)
+    _join_slices(model.graph)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
@@ -100,6 +102,35 @@ def _move_codes(graph: ir.Graph) -> None:
         node.outputs[0].dtype = ir.DataType.UINT8
         ir.convenience.replace_all_uses_with(after[0].outputs[0], node.outputs[0])
         graph.remove(after[0], safe=True)
+
+
+def _join_slices(graph: ir.Graph) -> None:
+    """A slice of a slice along other axes is one slice: ``x[:, :, ::2][:, :, :, ::2]`` touches half the values once."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        before = node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] is not None else None
+        if before is None or before.op_type != "Slice" or len(list(before.outputs[0].uses())) != 1:
+            continue
+        first, second = _slice_constants(before), _slice_constants(node)
+        if first is None or second is None or set(first[2].tolist()) & set(second[2].tolist()):
+            continue
+        node.replace_input_with(0, before.inputs[0])
+        for index, (a, b) in enumerate(zip(first, second, strict=True), 1):
+            joined = ir.tensor(np.concatenate([a, b]), name=f"{node.outputs[0].name}_slice_{index}")
+            value = ir.Value(name=joined.name, const_value=joined, shape=joined.shape, type=ir.TensorType(joined.dtype))
+            graph.register_initializer(value)
+            node.replace_input_with(index, value)
+        graph.remove(before, safe=True)
+
+
+def _slice_constants(node: ir.Node) -> tuple[np.ndarray, ...] | None:
+    """(starts, ends, axes, steps) of a Slice, or None where one is computed or left out."""
+    if len(node.inputs) != 5:
+        return None
+    constants = [value.const_value for value in node.inputs[1:] if value is not None]
+    found = [c.numpy().astype(np.int64).reshape(-1) for c in constants if c is not None]
+    return tuple(found) if len(found) == 4 else None
 
 
 def _quantizers_after(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:

@@ -1,0 +1,76 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from flyweight import demo as demo_module
+from flyweight.core.report import Report
+from flyweight.demo import digits, run_demo, train
+from flyweight.run.artifact import open_artifact
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, str, Path]:
+    """The report, what was printed, and the folder of one run."""
+    out, text = tmp_path_factory.mktemp("demo") / "out", io.StringIO()
+    report = run_demo(out, console=Console(file=text, width=80))
+    return report, text.getvalue(), out
+
+
+def test_the_digits_are_split_and_keep_their_range() -> None:
+    splits = digits()
+    images = np.asarray(splits.train.inputs["image"])
+    assert len(splits.train) + len(splits.evaluation) == 1797
+    assert images.shape[1:] == (1, 8, 8)
+    assert (images.min(), images.max()) == (0, 16)
+    assert splits.train.classes == tuple("0123456789")
+
+
+def test_the_network_learns_digits_it_was_not_trained_on(demo: tuple[Report, str, Path]) -> None:
+    assert demo[0].original.quality.value >= 0.97
+
+
+def test_training_leaves_the_global_generator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "EPOCHS", 1)
+    before = torch.random.get_rng_state()
+    train(digits().evaluation)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_seed_decides_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "EPOCHS", 1)
+    few = digits().evaluation
+    one, other, another = (train(few, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-4) for name in one)
+    assert not torch.allclose(one["classifier.weight"], another["classifier.weight"], atol=1e-4)
+
+
+def test_the_demo_makes_the_file_a_third_or_less_and_keeps_the_answers(
+    demo: tuple[Report, str, Path],
+) -> None:
+    report, _, _ = demo
+    assert report.comparison.size_ratio >= 3
+    assert report.comparison.quality_drop.value <= 0.01
+    assert report.comparison.agreement is not None
+    assert report.comparison.agreement >= 0.98
+
+
+def test_the_demo_ends_with_the_table_and_the_verdict(demo: tuple[Report, str, Path]) -> None:
+    report, text, _ = demo
+    title, verdict = (
+        text.index("digits_net, classification"),
+        "Shipped:" if report.verdict.shipped else "Refused",
+    )
+    assert text.index(verdict) > text.index("Size on disk") > title
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_demo_leaves_an_artifact_and_its_page(demo: tuple[Report, str, Path]) -> None:
+    report, text, out = demo
+    folder = out if report.verdict.shipped else out.with_name("out-refused")
+    assert open_artifact(folder).format == "onnx"
+    assert (folder / "report.html").is_file()
+    assert str(folder.name) in text

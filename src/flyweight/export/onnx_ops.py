@@ -4,15 +4,15 @@ Writing them ourselves fixes the form of the file: integer initializers, scalar 
 Runtime fuses into integer kernels (see DESIGN: what makes an ONNX file small and fast on CPU).
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: torch reads the annotations of custom operators, and cannot resolve
+# their texts when a type checker wraps the functions, as the tests do.
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flyweight.tensors.activation import DynamicQuantizer, TOKEN_HIGHEST, TOKEN_ZERO_POINT, UINT8_HIGHEST
+from flyweight.tensors.activation import TOKEN_HIGHEST, TOKEN_ZERO_POINT, UINT8_HIGHEST, DynamicQuantizer
 
 OPSET = 21  # the first with 4-bit integers and block-wise scales
 

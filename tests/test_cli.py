@@ -1,0 +1,284 @@
+"""The command line from end to end on a small network, and what each flag sets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flyweight
+from command_line import CLASSES, EXAMPLES, call, write_files
+from flyweight import pipeline
+from flyweight.core.cost import Budget
+from flyweight.run.artifact import read_manifest
+from flyweight.settings import DataSettings, Settings
+
+COMMANDS = ("compress", "run", "evaluate", "benchmark", "export", "demo", "techniques")
+NET = ("nets.py:net", "--weights", "net.safetensors", "--data", "data.npz")
+FAST = ("--technique", "dynamic_int8", "--max-latency", "1s", "--max-drop", "5%", "--seconds", "0.05")
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Runs a command line in a folder with the files of `write_files`."""
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: call(capsys, arguments)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact made by the command in a process of its own."""
+    folder = tmp_path_factory.mktemp("made")
+    write_files(folder)
+    line = [sys.executable, "-m", "flyweight", "compress", *NET, *FAST, "-o", "small"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "Shipped" in done.stdout
+    return folder / "small"
+
+
+def test_compress_writes_a_whole_artifact(small: Path):
+    names = {path.name for path in small.iterdir()}
+    assert names == {"model.onnx", "manifest.json", "plan.json", "report.json", "report.html"}
+    assert read_manifest(small).status == "shipped"
+
+
+def test_run_writes_answers(small: Path, command: Command):
+    code, _, errors = command("run", small, "--input", "new.npz", "--output", "answers.csv")
+    assert (code, errors) == (0, "")
+    with Path("answers.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5
+
+
+def test_run_prints_json_lines_without_output(small: Path, command: Command):
+    _, printed, _ = command("run", small, "--input", "new.npz")
+    assert all("label" in json.loads(line) for line in printed.splitlines())
+
+
+def test_evaluate_measures_an_artifact_on_all_of_new_data(small: Path, command: Command):
+    code, printed, _ = command("evaluate", small, "--data", "data.npz", "--json")
+    assert code == 0
+    assert json.loads(printed)["estimate"]["value"] > 0.9
+
+
+def test_evaluate_measures_a_model_in_pytorch(command: Command):
+    code, printed, _ = command("evaluate", *NET, "--runtime", "pytorch")
+    assert code == 0
+    assert printed.startswith("top-1 accuracy 1.0000")
+
+
+def test_benchmark_compares_two_artifacts(small: Path, command: Command):
+    code, printed, _ = command("benchmark", small, "--against", small, "--seconds", "0.05", "--json")
+    first, last = json.loads(printed)
+    assert code == 0
+    assert first["speedup"]["low"] <= first["speedup"]["value"] <= first["speedup"]["high"]
+    assert last["speedup"] is None
+
+
+def test_benchmark_prints_a_table(small: Path, command: Command):
+    code, printed, _ = command("benchmark", small, "--seconds", "0.05")
+    assert code == 0
+    assert "peak memory" in " ".join(printed.split())
+
+
+def test_export_carries_out_a_plan_without_judging_it(small: Path, command: Command):
+    code, printed, errors = command("export", *NET, "--plan", small / "plan.json", "-o", "exported")
+    assert code == 0, errors
+    assert "written to exported" in printed
+    assert read_manifest(Path("exported")).status == "exported"
+    assert (Path("exported") / "model.onnx").stat().st_size == (small / "model.onnx").stat().st_size
+
+
+def test_what_does_not_fit_is_refused_with_exit_code_three(command: Command):
+    code, printed, errors = command("compress", *NET, *FAST, "--max-size", "1kB", "-o", "small")
+    assert code == 3, errors
+    assert "Refused" in printed
+    assert errors.startswith("flyweight: refused: it takes ")
+    assert len(errors.splitlines()) == 1
+    assert not Path("small").exists()
+    assert read_manifest(Path("small-refused")).status == "refused"
+
+
+def test_techniques_are_listed_with_what_they_do(command: Command):
+    code, printed, _ = command("techniques")
+    assert code == 0
+    assert "dynamic_int8  Dynamic W8A8" in printed
+
+
+@pytest.fixture
+def settings(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """The settings that ``compress`` hands to the pipeline for some flags."""
+    seen: list[Settings] = []
+
+    class _Stop(Exception):
+        pass
+
+    def stop(given: Settings, **_: object) -> None:
+        seen.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "compress", stop)
+
+    def parsed(*flags: str) -> Settings:
+        code, _, errors = command("compress", *flags)
+        assert code == 130, errors
+        return seen[-1]
+
+    return parsed
+
+
+def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
+    given = settings(
+        *NET,
+        *("--task", "classification", "--top-k", "2", "--model-arg", "hidden=9", "--model-arg", "deep=True"),
+        *("--max-size", "25MB", "--max-latency", "15ms", "--max-drop", "0.5%", "--max-ram", "1GB"),
+        *("--technique", "weight_only", "--technique", "static_int8", "--bits", "4", "--group-size", "32"),
+        *("--granularity", "group", "--set", "range_method=mse", "--plan", "plan.json"),
+        *("--input-column", "a", "--input-column", "b", "--target-column", "c", "--slice", "d"),
+        *("--calibration-size", "7", "--evaluation-size", "8", "--seed", "9"),
+        *("--resize", "256", "--crop", "224x192"),
+        *("--rescale", "0.5", "--mean", "0.1,0.2", "--std", "imagenet"),
+        *("--max-length", "64", "--tokenizer", "t.json", "--preprocess", "channels_last=true"),
+        *("--runtime", "openvino", "--threads", "2", "--batch-size", "3", "--seconds", "0.5"),
+        *("-o", "small", "--overwrite"),
+    )  # fmt: skip
+    assert given == Settings(
+        model="nets.py:net",
+        weights="net.safetensors",
+        data="data.npz",
+        out="small",
+        task_settings={"top_k": 2},
+        model_arguments={"hidden": 9, "deep": True},
+        preprocessing={
+            "resize": 256,
+            "crop": [224, 192],
+            "rescale": 0.5,
+            "mean": [0.1, 0.2],
+            "std": "imagenet",
+            "max_length": 64,
+            "tokenizer": "t.json",
+            "channels_last": True,
+        },
+        techniques=("weight_only", "static_int8"),
+        technique_settings={"bits": 4, "granularity": "group", "group_size": 32, "range_method": "mse"},
+        plan="plan.json",
+        budget=Budget(storage_bytes=25e6, latency_s=0.015, quality_drop=0.005, ram_bytes=1e9),
+        data_settings=DataSettings(
+            inputs=("a", "b"), target="c", slices=("d",), calibration_size=7, evaluation_size=8, seed=9
+        ),
+        runtime="openvino",
+        threads=2,
+        batch_size=3,
+        seconds=0.5,
+        overwrite=True,
+    )
+
+
+def test_normalize_imagenet_sets_mean_and_std(settings: Callable[..., Settings]):
+    given = settings(*NET, "--normalize", "imagenet", "-o", "small")
+    assert given.preprocessing == {"mean": "imagenet", "std": "imagenet"}
+
+
+def test_a_settings_file_in_the_folder_is_used_and_flags_come_first(settings: Callable[..., Settings]):
+    Path("flyweight.yaml").write_text(
+        "model: nets.py:net\ndata: data.npz\nout: small\nmax_size: 1MB\nthreads: 2\n"
+        "preprocessing: {rescale: 2, mean: 1}\n"
+    )
+    given = settings("--threads", "1", "--rescale", "3")
+    assert (given.model, given.threads, given.budget.storage_bytes) == ("nets.py:net", 1, 1e6)
+    assert given.preprocessing == {"rescale": 3.0, "mean": 1}
+
+
+def test_the_settings_file_is_left_alone_when_a_model_is_given(settings: Callable[..., Settings]):
+    Path("flyweight.yaml").write_text("threads: 2\n")
+    assert settings(*NET, "-o", "small").threads == 0
+    assert settings(*NET, "-o", "small", "--config", "flyweight.yaml").threads == 2
+
+
+def test_the_report_of_a_run_is_a_settings_file_again(small: Path, settings: Callable[..., Settings]):
+    recorded = json.loads((small / "report.json").read_text())["settings"]
+    Path("flyweight.yaml").write_text(json.dumps(recorded))
+    assert settings().to_dict() == recorded
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name: str, command: Command):
+    code, printed, errors = command(name, "--help")
+    assert (code, errors) == (0, "")
+    assert f"Example: flyweight {name}" in " ".join(printed.split())
+
+
+def test_no_command_shows_the_help(command: Command):
+    code, printed, _ = command()
+    assert code == 0
+    assert all(name in printed for name in COMMANDS)
+
+
+def test_version_is_printed(command: Command):
+    assert command("--version")[:2] == (0, f"{flyweight.__version__}\n")
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(command: Command, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "compress", interrupted)
+    code, _, errors = command("compress", *NET, "-o", "small")
+    assert code == 130
+    assert errors == "flyweight: interrupted; nothing half-made is left\n"
+
+
+@pytest.mark.parametrize("flags", [(), ("--traceback",)])
+def test_an_unexpected_error_is_one_line_unless_more_is_asked(
+    command: Command, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+):
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(pipeline, "compress", broken)
+    code, _, errors = command("compress", *NET, "-o", "small", *flags)
+    assert code == 1
+    assert "unexpected KeyError: 'x'; this is a bug" in errors
+    assert ("Traceback" in errors) is bool(flags)
+    assert flags or len(errors.splitlines()) == 1
+
+
+def test_quiet_prints_nothing(small: Path, command: Command):
+    assert command("evaluate", small, "--data", "data.npz", "--quiet") == (0, "", "")
+
+
+def python(program: str, folder: Path) -> str:
+    line = [sys.executable, "-c", program]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_the_command_line_loads_neither_torch_nor_numpy(tmp_path: Path):
+    program = "import sys, flyweight.cli; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    assert python(program, tmp_path).strip() == "[]"
+
+
+def test_run_does_not_load_torch(small: Path, tmp_path: Path):
+    write_files(tmp_path)
+    program = (
+        "import sys; from flyweight import cli, cli_command\n"
+        f"line = ['run', {str(small)!r}, '--input', 'new.npz', '--output', 'a.csv']\n"
+        "print(cli_command.run(cli.app, line), 'torch' in sys.modules)"
+    )
+    assert python(program, tmp_path).splitlines()[-1] == "0 False"
+
+
+def test_the_data_of_these_tests_hold_every_class(tmp_path: Path):
+    write_files(tmp_path)
+    with np.load(tmp_path / "data.npz") as data:
+        assert len(data["y"]) == EXAMPLES
+        assert len(np.unique(data["y"])) == CLASSES

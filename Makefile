@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO_OUT ?= demo-out
 # One thread: on a busy machine, threads that wait for each other take ten times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --jaxtyping-packages=flyweight,beartype.beartype
-INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint types benchmark clean

@@ -24,6 +24,9 @@ def net(hidden: int = 128) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear({FEATURES}, hidden), nn.ReLU(), nn.Linear(hidden, {CLASSES}))
 
+def image_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+
 def breaks():
     raise ValueError("no weights today")
 

@@ -32,18 +32,15 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
         batches: Calibration batches, input name to (batch, ...).
 
     Raises:
-        InputError: The plan names a layer the model does not have.
+        InputError: The plan does not fit the model, see `predicted`.
         ContractError: A technique changed the output shapes, or its layers are not what it predicted.
     """
-    shapes, expected = model.output_shapes(), profile(model)
-    _check_names(plan, expected)
+    expected = predicted(plan, profile(model))
+    shapes = model.output_shapes()
     quantizes = any(decision.stage >= Stage.QUANTIZE for decision in plan.decisions)
     result = (folded(model) if quantizes else model).clone()
     for decision in plan.in_stage_order():
         technique: Technique = catalog.get("technique", decision.technique)()
-        if decision.stage != technique.stage:
-            raise InputError(f"plan: {decision.technique} belongs to stage {technique.stage.name.lower()}")
-        expected = technique.predict(expected, decision)
         technique.apply(result, decision, batches)
         if result.output_shapes() != shapes:
             raise ContractError(
@@ -52,6 +49,25 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
     freeze(result.module)
     _check_promises(expected, profile(result))
     return result
+
+
+def predicted(plan: Plan, before: ModelProfile) -> ModelProfile:
+    """``before`` as it will be once ``plan`` is carried out, by the techniques' own predictions.
+
+    Raises:
+        InputError: The plan names an unknown layer or technique, a wrong stage, or a setting out of range.
+    """
+    _check_names(plan, before)
+    expected = before
+    for decision in plan.in_stage_order():
+        try:
+            technique: Technique = catalog.get("technique", decision.technique)()
+            expected = technique.predict(expected, decision)
+        except ValueError as error:
+            raise InputError(f"plan: {error}") from error
+        if decision.stage != technique.stage:
+            raise InputError(f"plan: {decision.technique} belongs to stage {technique.stage.name.lower()}")
+    return expected
 
 
 def _check_names(plan: Plan, known: ModelProfile) -> None:

@@ -17,7 +17,7 @@ from typing import final
 from torch import nn
 
 from flyweight import _atomic
-from flyweight.apply import apply
+from flyweight.apply import apply, predicted
 from flyweight.core.layer import FLOAT_BITS
 from flyweight.core.plan import Plan
 from flyweight.core.protocols import Task
@@ -65,9 +65,9 @@ def compress(
         progress: Told of each stage.
 
     Raises:
-        InputError: The model, data or output folder cannot be used.
+        InputError: The model, data, output folder or a setting of a technique cannot be used.
         UnsupportedError: No technique could be applied, or the model cannot be exported.
-        ValueError: A setting is unknown or out of range.
+        ValueError: The runtime or format is unknown.
     """
     out = Path(settings.out)
     try:
@@ -121,6 +121,7 @@ class _Run:
     task: Task
     splits: Splits
     model: Model
+    plans: tuple[tuple[str, Plan], ...]
     original: Subject
     work: Path
     notes: tuple[str, ...]
@@ -164,6 +165,7 @@ def _prepare(
 ) -> _Run:
     """Load everything, and measure the original's quality once for all attempts."""
     task, data, model = _open(settings, module=module, splits=splits, progress=progress)
+    plans = _plans(settings, model)
     leaks = tuple(leak.sentence for leak in find_leaks(data))
     folder = work / "original"
     folder.mkdir()
@@ -171,7 +173,7 @@ def _prepare(
         artifact = pack(model, Plan(model.name), folder, _origin(settings, data), "exported")
         check_parity(model, artifact, calibration_batches(model, task, data, size=2)[0])
     original = _subject(settings, model, artifact, task, data, progress=progress)
-    return _Run(settings, task, data, model, original, work, leaks, progress)
+    return _Run(settings, task, data, model, plans, original, work, leaks, progress)
 
 
 def _open(
@@ -191,7 +193,7 @@ def _best_attempt(run: _Run) -> _Tried:
     """The first attempt that may be shipped, else the one that is closest to it."""
     tried: list[_Tried] = []
     attempts: list[Attempt] = []
-    for name, plan in _plans(run):
+    for name, plan in run.plans:
         try:
             attempt = _attempt(run, name, plan, tuple(attempts))
         except (UnsupportedError, ParityError) as error:
@@ -211,12 +213,16 @@ def _best_attempt(run: _Run) -> _Tried:
     return _Tried(replace(best.report, attempts=tuple(attempts)), best.artifact, best.plan)
 
 
-def _plans(run: _Run) -> Iterator[tuple[str, Plan]]:
-    plan = _given_plan(run.settings)
+def _plans(settings: Settings, model: Model) -> tuple[tuple[str, Plan], ...]:
+    """(name, plan) in the order in which they are tried; made before long work, as this checks the settings."""
+    plan = _given_plan(settings)
     if plan is not None:
-        yield "plan", plan
-        return
-    yield from candidates(profile(run.model), run.settings.techniques, run.settings.technique_settings)
+        predicted(plan, profile(model))
+        return (("plan", plan),)
+    try:
+        return tuple(candidates(profile(model), settings.techniques, settings.technique_settings))
+    except ValueError as error:
+        raise InputError(f"techniques: {error}") from error
 
 
 def _attempt(run: _Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> _Tried:

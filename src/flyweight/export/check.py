@@ -15,8 +15,9 @@ from flyweight.run.pytorch import PyTorchRuntime
 from flyweight.tensors.encoded import encoded_layers
 
 FLOAT_TOLERANCE = 1e-3
-# Integer kernels multiply sums by rounded scales: now and then a value lands on the neighbouring code, and the layers
-# after it carry that on. Measured: 0.003 to 0.011 on CNNs of 20 to 56 layers, below 0.01 on 4-bit MatMulNBits.
+# Integer kernels multiply sums by rounded scales: now and then a value lands on the neighbouring code, and
+# the layers after it carry that on. Measured: 0.003 to 0.011 on CNNs of 20 to 56 layers, below 0.01 on 4-bit
+# MatMulNBits.
 QUANTIZED_TOLERANCE = 0.05
 CHECKED_BATCHES = (1, 3)
 

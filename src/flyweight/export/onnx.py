@@ -1,7 +1,8 @@
 """ONNX files that are small and fast by construction.
 
-Affine weights become integer initializers; activations are rounded by QuantizeLinear/DequantizeLinear pairs or by
-DynamicQuantizeLinear, in the patterns that runtimes fuse. Every other stored form is written decoded, as float32.
+Affine weights become integer initializers; activations are rounded by QuantizeLinear/DequantizeLinear pairs
+or by DynamicQuantizeLinear, in the patterns that runtimes fuse. Every other stored form is written decoded,
+as float32.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class OnnxExporter:
     model_file = "model.onnx"
 
     def lower(self, profile: ModelProfile) -> ModelProfile:
-        """Dense codes of 4 or 8 bits with float32 scales; sparsity and other widths are not kept by the format."""
+        """Dense codes of 4 or 8 bits, float32 scales; the format keeps neither sparsity nor other widths."""
         layers = tuple(_lowered(layer) for layer in profile.layers)
         quantized = sum(layer.code_bits is not None for layer in layers)
         container = (
@@ -58,7 +59,8 @@ class OnnxExporter:
         """Write the file whole or not at all.
 
         Raises:
-            UnsupportedError: The model cannot be traced, uses an operator without ONNX counterpart, or exceeds 2 GB.
+            UnsupportedError: The model cannot be traced, uses an operator without ONNX counterpart, or
+                exceeds 2 GB.
         """
         import onnx_ir as ir
 
@@ -127,7 +129,7 @@ def _traced(model: Model, module: nn.Module) -> Any:
 
 
 def _name_ports(graph: Any, model: Model) -> None:
-    """Inputs keep the model's names, outputs are ``output``, ``output_1``...; dynamic axes keep their names."""
+    """Inputs and dynamic axes keep the model's names, outputs are ``output``, ``output_1``..."""
     import onnx_ir as ir
 
     for value in graph.inputs:

@@ -1,4 +1,4 @@
-"""Clean-up of an exported graph: what a device does not need is taken out, what a runtime cannot fuse is rewritten."""
+"""Clean-up of an exported graph: what no device needs is taken out, what no runtime can fuse is rewritten."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _store_narrow_codes(graph: ir.Graph, code_bits: Mapping[str, int]) -> None:
 
 
 def _pool_instead_of_mean(graph: ir.Graph) -> None:
-    """A mean over height and width is a global average pool, which has an integer kernel; the mean has none."""
+    """A mean over height and width becomes a global average pool, which has an integer kernel."""
     import onnx_ir as ir
 
     for node in list(graph):
@@ -84,7 +84,7 @@ def _pool_instead_of_mean(graph: ir.Graph) -> None:
 
 
 def _move_codes(graph: ir.Graph) -> None:
-    """What only moves values moves codes: DequantizeLinear, move, QuantizeLinear of one scale become the move alone."""
+    """What only moves values moves codes: dequantize, move, quantize of one scale become the move alone."""
     import onnx_ir as ir
 
     for node in list(graph):
@@ -105,7 +105,7 @@ def _move_codes(graph: ir.Graph) -> None:
 
 
 def _join_slices(graph: ir.Graph) -> None:
-    """A slice of a slice along other axes is one slice: ``x[:, :, ::2][:, :, :, ::2]`` touches half the values once."""
+    """A slice of a slice along other axes is one slice, ``x[:, :, ::2][:, :, :, ::2]``: one pass, not two."""
     import onnx_ir as ir
 
     for node in list(graph):
@@ -118,7 +118,9 @@ def _join_slices(graph: ir.Graph) -> None:
         node.replace_input_with(0, before.inputs[0])
         for index, (a, b) in enumerate(zip(first, second, strict=True), 1):
             joined = ir.tensor(np.concatenate([a, b]), name=f"{node.outputs[0].name}_slice_{index}")
-            value = ir.Value(name=joined.name, const_value=joined, shape=joined.shape, type=ir.TensorType(joined.dtype))
+            value = ir.Value(
+                name=joined.name, const_value=joined, shape=joined.shape, type=ir.TensorType(joined.dtype)
+            )
             graph.register_initializer(value)
             node.replace_input_with(index, value)
         graph.remove(before, safe=True)

@@ -106,6 +106,7 @@ class _ExportLinear(nn.Module):
         granularity = weight.form.granularity
         self.block_size = weight.form.group_size
         self.axis = 1 if granularity == "channel" else 0
+        self.register_buffer("factors", layer.input_factors)
         self.register_buffer(
             CODES, _masked_codes(weight).T.contiguous()
         )  # (in, out): MatMul reads it as it is
@@ -120,6 +121,8 @@ class _ExportLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias()
+        if self.factors is not None:
+            x = x * self.factors
         if self.dynamic:
             product = onnx_ops.dynamic_matmul(x, self.codes, self.scale, self.by_token)
             return product if bias is None else product + bias

@@ -1,4 +1,4 @@
-"""What the techniques that store affine weights share: the form from settings, its encoder, its predicted size."""
+"""What the techniques that store affine weights share: form from settings, encoder, predicted size."""
 
 from __future__ import annotations
 

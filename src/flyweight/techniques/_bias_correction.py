@@ -1,7 +1,8 @@
 """Bias correction: rounding shifts the mean of a layer's output; the bias takes the shift back.
 
 Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 and appendix D (empirical correction).
-Differs: one pass over the network corrects each layer as it is reached, so that later layers see corrected inputs.
+Differs: one pass over the network corrects each layer as it is reached, so that later layers see corrected
+inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def channels_first(module: nn.Module, output: Tensor) -> Tensor:
 def mean_outputs(
     graph: fx.GraphModule, batch: Mapping[str, Tensor], names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Mean output by channel, (channels,), of the named linear and convolutional layers while the graph runs."""
+    """Mean output by channel, (channels,), of the named linear and convolutional layers."""
     means: dict[str, Tensor] = {}
 
     def keep(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -55,7 +56,7 @@ def correct(graph: fx.GraphModule, batch: Mapping[str, Tensor], wanted: Mapping[
 
 
 def joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The first `CORRECTION_EXAMPLES` examples as one batch; only batches shaped like the first, as texts are padded."""
+    """The first `CORRECTION_EXAMPLES` examples, of batches shaped like the first, as one batch."""
     first = batches[0]
     alike = [b for b in batches if all(b[name].shape[1:] == value.shape[1:] for name, value in first.items())]
     return {name: torch.cat([b[name] for b in alike])[:CORRECTION_EXAMPLES] for name in first}

@@ -1,8 +1,9 @@
 """Where static quantization rounds activations, so that integer kernels can take over.
 
-A kernel on integers needs codes on every input and, for convolutions and element-wise operators, on its output. A value
-is rounded when an integer layer reads it or a convolution writes it, and the property spreads: an operator that could
-run on integers does so when all its inputs are rounded. Operators that only move values keep their input's scale.
+A kernel on integers needs codes on every input and, for convolutions and element-wise operators, on its
+output. A value is rounded when an integer layer reads it or a convolution writes it, and the property
+spreads: an operator that could run on integers does so when all its inputs are rounded. Operators that only
+move values keep their input's scale.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ _MOVES: frozenset[Any] = frozenset(
 @final
 @dataclass(frozen=True)
 class Placement:
-    """Values to round: each node of ``own`` gets a quantizer; each key of ``shared`` reuses the one of its value."""
+    """Values to round: each node of ``own`` gets a quantizer; a key of ``shared`` reuses its value's."""
 
     own: tuple[fx.Node, ...]
     shared: dict[fx.Node, fx.Node]
@@ -74,9 +75,7 @@ class Placement:
         return node if node in self.own else self.shared.get(node)
 
 
-def place(
-    graph: fx.GraphModule, layers: Iterable[str], *, reads_its_own: fx.Node | None = None
-) -> Placement:
+def place(graph: fx.GraphModule, layers: Iterable[str], *, reads_its_own: fx.Node | None = None) -> Placement:
     """The values to round so that ``layers`` (names of modules the graph calls) run on integers.
 
     Args:
@@ -137,7 +136,7 @@ def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_tensor_arithmetic(node: fx.Node) -> bool:
-    """Two tensors where two are needed (adding a constant stays float); ``alpha`` of an addition must be 1."""
+    """Two tensors where two are needed (adding a constant stays float), and ``alpha`` is 1."""
     binary = node.target not in {
         ATEN.cat.default,
         ATEN.avg_pool2d.default,
@@ -148,14 +147,14 @@ def _is_tensor_arithmetic(node: fx.Node) -> bool:
     }
     if not binary:
         return True
-    return all(isinstance(a, fx.Node) for a in node.args[:2]) and node.kwargs.get("alpha", 1) == 1
+    return bool(all(isinstance(a, fx.Node) for a in node.args[:2]) and node.kwargs.get("alpha", 1) == 1)
 
 
 def _zero_padded(node: fx.Node) -> bool:
     if node.target is ATEN.pad.default:
         mode = node.args[2] if len(node.args) > 2 else "constant"
         value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value", 0.0)
-        return mode == "constant" and not value
+        return bool(mode == "constant" and not value)
     if node.target is ATEN.constant_pad_nd.default:
         return len(node.args) < 3 or not node.args[2]
     return True
@@ -186,4 +185,5 @@ def insert(graph: fx.GraphModule, placement: Placement, quantizers: dict[fx.Node
 
 
 def _last_placeholder(graph: fx.GraphModule) -> fx.Node:
-    return [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
+    placeholders: list[fx.Node] = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    return placeholders[-1]

@@ -3,8 +3,7 @@
 Linear layers compute on integers; embeddings are stored as int8 and dequantized after the lookup; convolutions stay
 float, because every CPU runtime measured computes them slower this way.
 
-Source: Krishnamoorthi 2018, arXiv:1806.08342 (weights); Yao et al. 2022, arXiv:2206.01861, section 4 (one range a token).
-Differs: whether a layer gets one range or one a token is decided for each layer from its own output error.
+Source: Krishnamoorthi 2018, arXiv:1806.08342; for the inputs see `flyweight.techniques._dynamic_inputs`.
 """
 
 from __future__ import annotations
@@ -21,25 +20,23 @@ from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import UnsupportedError
 from flyweight.techniques import _settings
 from flyweight.techniques._affine import affine_encoder, form_of, predicted
-from flyweight.tensors.activation import ActivationGranularity, DynamicQuantizer
-from flyweight.tensors.encoded import EncodedLayer, attach, compute
+from flyweight.techniques._dynamic_inputs import InputForm, choose
+from flyweight.tensors.activation import DynamicQuantizer
+from flyweight.tensors.encoded import EncodedLayer, attach
 from flyweight.tensors.ranges import RANGE_METHODS
 
 if TYPE_CHECKING:
     from flyweight.model import Model
 
 ACTIVATION_GRANULARITIES = ("auto", "tensor", "token")
-# "auto" pays for one range a token where that removes most of a layer's error and the layer narrows: the extra passes
-# run over its output, which is then the smaller side.
-LEAST_GAIN_DB = 6.0
-PROBE_BATCHES = 8
 
 
 @final
 class DynamicInt8:
     """See the module's docstring.
 
-    Settings: ``activation_granularity`` tensor, token or auto; ``range_method`` of the weights.
+    Settings: ``range_method`` of the weights; ``activation_granularity`` of the inputs: ``tensor`` (one range),
+    ``token`` (one a token), or ``auto``, which also smooths, decided for each layer on calibration examples.
     """
 
     name = "dynamic_int8"
@@ -69,20 +66,16 @@ class DynamicInt8:
         return profile
 
     def apply(self, model: Model, decision: Decision, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """Change ``model`` in place; ``auto`` looks at a few of the batches."""
+        """Change ``model`` in place; without batches ``auto`` is ``tensor``."""
         settings = self._checked(decision)
-        encoder = affine_encoder(form_of(settings))
-        wanted = settings["activation_granularity"]
-        layers = {name: attach(model.module, name, encoder, self.name) for name in decision.layers}
-        linear = {name: layer for name, layer in layers.items() if isinstance(layer.layer, nn.Linear)}
-        by_token = (
-            _better_by_token(model, linear, batches[:PROBE_BATCHES]) if wanted == "auto" else frozenset()
-        )
-        for name, layer in linear.items():
-            granularity: ActivationGranularity = (
-                "token" if wanted == "token" or name in by_token else "tensor"
-            )
-            layer.input_quantizer = DynamicQuantizer(granularity)
+        form = form_of(settings)
+        linear = {n: m for n in decision.layers if isinstance(m := model.module.get_submodule(n), nn.Linear)}
+        inputs = _input_forms(model, linear, batches, settings)
+        for name in decision.layers:
+            layer = attach(model.module, name, affine_encoder(form), self.name)
+            if name in inputs:
+                layer.input_quantizer = DynamicQuantizer(inputs[name].granularity)
+                _smooth(layer, inputs[name].smoothing)
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)
@@ -95,44 +88,25 @@ class DynamicInt8:
         return settings
 
 
+def _input_forms(
+    model: Model,
+    linear: Mapping[str, nn.Linear],
+    batches: Sequence[Mapping[str, Tensor]],
+    settings: Mapping[str, Scalar],
+) -> dict[str, InputForm]:
+    wanted = settings["activation_granularity"]
+    if wanted == "auto":
+        own = [p for name, p in model.module.named_parameters(remove_duplicate=False) if name.endswith("weight")]
+        shared = {id(p) for p in own if sum(q is p for q in own) > 1}  # smoothing would change the other owner too
+        free = {name: layer for name, layer in linear.items() if id(layer.weight) not in shared}
+        fixed = {name: InputForm("tensor") for name in linear if name not in free}
+        return fixed | choose(model, free, batches, form_of(settings))
+    return dict.fromkeys(linear, InputForm("token" if wanted == "token" else "tensor"))
+
+
 @torch.no_grad()
-def _better_by_token(
-    model: Model, layers: Mapping[str, EncodedLayer], batches: Sequence[Mapping[str, Tensor]]
-) -> frozenset[str]:
-    """Names of narrowing layers whose output error falls by `LEAST_GAIN_DB` or more with one range a token.
-
-    Each example is shown by itself: a range over a batch would be coarser than the device's, which runs one at a time.
-    """
-    errors: dict[str, Tensor] = {}
-
-    def probe(name: str, layer: EncodedLayer) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            errors[name] = errors.get(name, torch.zeros(2, dtype=torch.float64)) + _squared_errors(
-                layer, args[0]
-            )
-
-        return layer.register_forward_hook(hook)
-
-    narrowing = {n: layer for n, layer in layers.items() if layer.weight.shape[0] < layer.weight.shape[1]}
-    handles = [probe(name, layer) for name, layer in narrowing.items()]
-    try:
-        for batch in batches:
-            model.outputs({name: value[:1] for name, value in batch.items()})
-    finally:
-        for handle in handles:
-            handle.remove()
-    least_ratio = 10 ** (LEAST_GAIN_DB / 10)
-    return frozenset(
-        name for name, (by_tensor, by_token) in errors.items() if by_tensor > least_ratio * by_token
-    )
-
-
-def _squared_errors(layer: EncodedLayer, x: Tensor) -> Tensor:
-    """(by tensor, by token) squared output error that rounding the input causes."""
-    weight = layer.encoding().decode()
-    return torch.stack(
-        [
-            compute(layer.layer, DynamicQuantizer(g)(x) - x, weight, None).double().square().sum()
-            for g in ("tensor", "token")
-        ]
-    )
+def _smooth(layer: EncodedLayer, factors: Tensor | None) -> None:
+    """Move the factors from the input into the weight, in place."""
+    if factors is not None:
+        layer.weight.mul_(factors)
+        layer.input_factors = 1 / factors

@@ -1,7 +1,9 @@
 """Static W8A8: int8 weights per channel, uint8 activations with ranges fixed by calibration.
 
-Source: Jacob et al. 2017, arXiv:1712.05877 (integer arithmetic, int32 bias); Nagel et al. 2021, arXiv:2106.08295 (ranges).
-Differs: additions and pools between layers are rounded too, as integer kernels need; batch norms must be folded before.
+Source: Jacob et al. 2017, arXiv:1712.05877 (integer arithmetic, int32 bias); Nagel et al. 2021,
+arXiv:2106.08295 (ranges).
+Differs: additions and pools between layers are rounded too, as integer kernels need; batch norms must be
+folded before.
 """
 
 from __future__ import annotations
@@ -81,12 +83,12 @@ class StaticInt8:
         placement = place(graph, integer, reads_its_own=None if first is None else first.node)
         histograms = observe(graph, batches, placement.own)
         grid = None if first is None else absorb(first, batches)
-        for name in decision.layers:
-            attach(graph, name, affine_encoder(form_of(settings)), self.name)
+        encoder = affine_encoder(form_of(settings))
+        layers = {name: attach(graph, name, encoder, self.name) for name in decision.layers}
         method = _settings.choice(settings, "activation_range_method", RANGE_METHODS)
         parameters = {n: uint8_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
         if first is not None:
-            graph.get_submodule(first.name).input_quantizer = grid
+            layers[first.name].input_quantizer = grid
         for node in called:
             source = placement.quantizer_of(node.all_input_nodes[0])
             _read_codes(graph, node, 1.0 if source is None else parameters[source][0])
@@ -109,7 +111,7 @@ def _inner(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _read_codes(graph: fx.GraphModule, node: fx.Node, scale: float) -> None:
-    """Tell a layer the step of its input's codes; its bias is then added to the integer sums where the kernel can."""
+    """Tell a layer the step of its input's codes; its bias joins the integer sums where the kernel can."""
     layer = module_of(graph, node)
     if not isinstance(layer, EncodedLayer) or isinstance(layer.layer, nn.Embedding):
         return

@@ -28,8 +28,8 @@ DEFAULT_GROUP_SIZE = 32
 class WeightOnly:
     """See the module's docstring.
 
-    Settings: ``bits`` 2..8; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by group, at
-    least 2); ``range_method`` minmax, percentile or mse.
+    Settings: ``bits`` 2..8; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by
+    group, at least 2); ``range_method`` minmax, percentile or mse.
     """
 
     name = "weight_only"

@@ -1,7 +1,8 @@
 """Quantization of activations: with ranges fixed by calibration, or found at run time.
 
-Both compute exactly what ONNX's QuantizeLinear and DynamicQuantizeLinear compute, so that the PyTorch reference and the
-exported file round the same values in the same way. Gradients pass straight through the rounding.
+Both compute exactly what ONNX's QuantizeLinear and DynamicQuantizeLinear compute, so that the PyTorch
+reference and the exported file round the same values in the same way. Gradients pass straight through the
+rounding.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from torch import Tensor, nn
 
 ActivationGranularity = Literal["tensor", "token"]
 UINT8_HIGHEST = 255
-TOKEN_ZERO_POINT = (
-    128  # symmetric codes kept unsigned: the integer kernels are fastest on u8 activations, s8 weights
-)
+# Symmetric codes kept unsigned: the integer kernels are fastest on u8 activations and s8 weights.
+TOKEN_ZERO_POINT = 128
 TOKEN_HIGHEST = 127
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
-    """``rounded`` in the forward pass, the gradient of ``exact`` in the backward pass (Bengio 2013, arXiv:1308.3432)."""
+    """``rounded`` forward, the gradient of ``exact`` backward (Bengio et al. 2013, arXiv:1308.3432)."""
     return exact + (rounded - exact).detach() if exact.requires_grad else rounded
 
 
@@ -58,7 +58,7 @@ class StaticQuantizer(nn.Module):
 
 @final
 class ChannelQuantizer(nn.Module):
-    """Pads a network's input with zeros and rounds each channel on its own grid; gives the uint8 codes, as floats.
+    """Pads a network's input with zeros, rounds each channel on its own grid, and gives the codes as floats.
 
     Args:
         scale: (channels,), above 0.
@@ -87,8 +87,8 @@ class ChannelQuantizer(nn.Module):
 class DynamicQuantizer(nn.Module):
     """Rounds a tensor to uint8 codes with ranges taken from the tensor itself.
 
-    ``tensor``: one asymmetric range for all, as ONNX's DynamicQuantizeLinear.
-    ``token``: one symmetric range for each vector along the last axis; outlier tokens then do not coarsen the others.
+    By ``tensor``: one asymmetric range for all, as ONNX's DynamicQuantizeLinear. By ``token``: one symmetric
+    range for each vector along the last axis; outlier tokens then do not coarsen the others.
     """
 
     def __init__(self, granularity: ActivationGranularity) -> None:

@@ -27,8 +27,8 @@ class AffineForm:
     Attributes:
         bits: 2..8.
         symmetric: No zero point.
-        granularity: What shares one scale: the whole ``tensor``, an output ``channel`` (row), or a ``group`` of
-            neighbouring columns of a row.
+        granularity: What shares one scale: the whole ``tensor``, an output ``channel`` (row), or a ``group``
+            of neighbouring columns of a row.
         group_size: Columns in a group, at least 2; the last group of a row may be shorter. 0 unless by group.
         range_method: How the covered interval is chosen.
     """
@@ -149,8 +149,7 @@ def _groups(matrix: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Te
         return matrix.reshape(1, -1)
     if form.granularity == "channel":
         return matrix
-    missing = (
-        -matrix.shape[1] % form.group_size
-    )  # repeats the last column: the range of the short group stays its own
+    # A short last group is filled with its last column, which leaves its range as it is.
+    missing = -matrix.shape[1] % form.group_size
     padded = torch.cat([matrix, matrix[:, -1:].expand(-1, missing)], 1)
     return padded.reshape(-1, form.group_size)

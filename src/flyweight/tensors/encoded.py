@@ -63,13 +63,15 @@ class EncodedLayer(nn.Module):
         layer: The layer with its float weight.
         encoders: Applied in this order.
         frozen: The encoding kept by `freeze`, or None.
-        input_quantizer: Applied to the input first, or None.
+        input_factors: (columns,) the input is multiplied by first, as smoothing moved their inverse into the weight.
+        input_quantizer: Applied to the input next, or None.
         input_scale: Scalar, the step of the input's codes where a static quantizer rounds them; else None.
         integer_bias: Round the bias to the step of the integer sums, input scale times weight scale.
         technique: What made it, for reports.
     """
 
     input_scale: Tensor | None
+    input_factors: Tensor | None
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -78,6 +80,7 @@ class EncodedLayer(nn.Module):
         self.frozen: EncodedWeight | None = None
         self.input_quantizer: nn.Module | None = None
         self.register_buffer("input_scale", None)
+        self.register_buffer("input_factors", None)
         self.integer_bias = False
         self.technique = ""
 
@@ -120,6 +123,8 @@ class EncodedLayer(nn.Module):
         """The layer's output."""
         decoded = self.encoding().decode().to(self.weight.dtype)
         weight = decoded if self.frozen is not None else straight_through(self.weight, decoded)
+        if self.input_factors is not None:
+            x = x * self.input_factors
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         return compute(self.layer, x, weight, self.bias())

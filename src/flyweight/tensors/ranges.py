@@ -1,7 +1,7 @@
 """Range setting: from values (or a histogram of them) to the interval that the integer codes will cover.
 
-Source: Krishnamoorthi 2018, arXiv:1806.08342, section 2; the error-minimising range follows Nagel et al. 2021,
-arXiv:2106.08295, section 3.1.
+Source: Krishnamoorthi 2018, arXiv:1806.08342, section 2; the error-minimising range follows Nagel et al.
+2021, arXiv:2106.08295, section 3.1.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch import Tensor
 
 RangeMethod = Literal["minmax", "percentile", "mse"]
 RANGE_METHODS: tuple[str, ...] = get_args(RangeMethod)
-MSE_STEPS = (
-    40  # candidate ranges from 100 % down to 22 % of min-max; finer changed no code in 1 of 1000 weights
-)
+# Candidate ranges from 100 % down to 22 % of min-max; finer changed no code in 1 of 1000 weights.
+MSE_STEPS = 40
 MSE_SHRINK = 0.02
 DEFAULT_PERCENTILE = 0.9999
 
@@ -29,7 +28,8 @@ class Grid:
 
     Attributes:
         bits: 2..8.
-        symmetric: Zero maps to code 0, and the range is the same on both sides; the lowest code is then unused.
+        symmetric: Zero maps to code 0, and the range is the same on both sides; the lowest code is then
+            unused.
     """
 
     bits: int
@@ -42,17 +42,17 @@ class Grid:
     @property
     def lowest(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+        return -(1 << (self.bits - 1)) + int(self.symmetric)
 
     @property
     def highest(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def scale_and_zero_point(
         self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        """Scale (> 0) and zero point (a whole number in lowest..highest) that cover [low, high] and hold 0 exactly."""
+        """Scale (> 0) and zero point (whole, within the codes) that cover [low, high] and hold 0 exactly."""
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)
         tiny = torch.finfo(torch.float32).tiny
         if self.symmetric:
@@ -94,7 +94,10 @@ def range_of(
 
 
 def _least_error(
-    groups: Float[Tensor, "count size"], grid: Grid, low: Float[Tensor, " count"], high: Float[Tensor, " count"]
+    groups: Float[Tensor, "count size"],
+    grid: Grid,
+    low: Float[Tensor, " count"],
+    high: Float[Tensor, " count"],
 ) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
     best_low, best_high = low.clone(), high.clone()
     best = torch.full_like(low, torch.inf)

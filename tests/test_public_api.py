@@ -31,7 +31,7 @@ PROTOCOLS = {
     "Device": ["estimate", "name"],
     "Exporter": ["export", "format", "lower", "model_file"],
     "Runtime": ["formats", "load", "name"],
-    "Task": ["answers", "metric", "metric_name", "name", "queries", "score"],
+    "Task": ["answers", "class_targets", "metric", "metric_name", "name", "queries", "score"],
     "Technique": ["apply", "name", "predict", "propose", "stage"],
 }
 SOURCE = Path(flyweight.__file__).parent

@@ -1,4 +1,4 @@
-"""Names to objects, imported on first use. Strings select things only at the edges: plan files and the command line."""
+"""Names to objects, imported on first use; strings select only in plan files and on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors a caller can act on. Each says what, where and what to do. Wrong arguments stay ValueError and TypeError."""
+"""Errors a caller can act on: what, where, what to do. Wrong arguments stay ValueError and TypeError."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MissingDependency(FlyweightError, ImportError):
 
 
 class BudgetInfeasible(FlyweightError):
-    """No plan fits. ``best`` is the closest one found, ``excess`` the relative overshoot of each violated bound."""
+    """No plan fits. ``best`` is the closest one, ``excess`` the relative overshoot of each violated bound."""
 
     def __init__(self, excess: Mapping[str, float], best: object, pareto: tuple[object, ...] = ()) -> None:
         self.excess, self.best, self.pareto = dict(excess), best, pareto

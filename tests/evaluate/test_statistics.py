@@ -28,6 +28,7 @@ class Third:
 
     name = "third"
     metric_name = "accuracy"
+    class_targets = True
 
     def queries(self, splits):
         return splits.evaluation

@@ -32,7 +32,8 @@ class Budget:
         ram_bytes: See `Cost`.
         latency_s: See `Cost`.
         energy_j: See `Cost`.
-        quality_drop: Largest allowed drop, absolute, in the metric's own unit (0.005 is half a point of accuracy).
+        quality_drop: Largest allowed drop, absolute, in the metric's own unit (0.005 is half a point of
+            accuracy).
 
     Raises:
         ValueError: A bound is not finite, or is not positive (``quality_drop`` may be 0).
@@ -55,7 +56,7 @@ class Budget:
                 raise ValueError(f"budget {field.name} must be finite and {least}, got {bound}")
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """Relative overshoot of each violated bound, ``{"storage_bytes": 0.5}`` for 50 % over; {} when it fits."""
+        """Relative overshoot of each violated bound, ``{"storage_bytes": 0.5}`` for 50 % over; {} if none."""
         over: dict[str, float] = {}
         for field in fields(cost):
             bound = getattr(self, field.name)

@@ -26,9 +26,11 @@ class LayerProfile:
         weight_bits: Mean stored bits of a kept weight, scales and indices included.
         density: Fraction of weights kept, in (0, 1].
         code_bits: Bits of one integer code where the weight is affine, else None.
-        group_size: Columns that share one scale; None where no code is stored, or one scale serves the whole weight.
+        group_size: Columns that share one scale; None where no code is stored, or one scale serves the whole
+            weight.
         activation_bits: Bits of one element of the input as it is multiplied.
-        activation_mode: ``"float"``, ``"static"`` (ranges fixed by calibration) or ``"dynamic"`` (ranges found at run time).
+        activation_mode: ``"float"``, ``"static"`` (ranges fixed by calibration) or ``"dynamic"`` (ranges
+            found at run time).
         tied_to: Name of the earlier layer that owns the same weight, else None; it is then stored once.
     """
 

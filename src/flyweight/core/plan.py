@@ -41,7 +41,10 @@ class Decision:
             raise ValueError(f"a {self.technique} decision names a layer twice: {', '.join(self.layers)}")
         for key, value in self.settings.items():
             if not isinstance(value, bool | int | float | str):
-                raise TypeError(f"setting {key!r} of {self.technique} must be a bool, number or text, got {type(value).__name__}")
+                given = type(value).__name__
+                raise TypeError(
+                    f"setting {key!r} of {self.technique} must be a bool, number or text, got {given}"
+                )
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     def __hash__(self) -> int:
@@ -98,7 +101,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of `from_dict`."""
-        return {"version": PLAN_VERSION, "model": self.model, "decisions": [d.to_dict() for d in self.decisions]}
+        return {
+            "version": PLAN_VERSION,
+            "model": self.model,
+            "decisions": [d.to_dict() for d in self.decisions],
+        }
 
     def to_json(self) -> str:
         """Readable, diffable text; the inverse of `from_json`."""
@@ -143,7 +150,9 @@ def _decision(index: int, raw: object) -> Decision:
     if not isinstance(technique, str):
         raise ValueError(f"{where}: technique must be text")
     if not isinstance(stage, str) or stage.upper() not in Stage.__members__:
-        raise ValueError(f"{where}: stage must be one of {', '.join(s.name.lower() for s in Stage)}, got {stage!r}")
+        raise ValueError(
+            f"{where}: stage must be one of {', '.join(s.name.lower() for s in Stage)}, got {stage!r}"
+        )
     if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
         raise ValueError(f"{where}: layers must be a list of names")
     if not isinstance(settings, dict):

@@ -94,7 +94,7 @@ class Runtime(Protocol):
         """Formats it runs."""
 
     def load(self, source: Artifact | Model, threads: int) -> Session:
-        """A callable from named input arrays to the list of outputs. Raises ArtifactError for a damaged file."""
+        """A callable from named input arrays to the outputs. Raises ArtifactError for a damaged file."""
 
 
 @runtime_checkable
@@ -109,11 +109,15 @@ class Task(Protocol):
     def metric_name(self) -> str:
         """Name of the metric, ``"top-1 accuracy"``; higher is better."""
 
+    @property
+    def class_targets(self) -> bool | None:
+        """Whether the target column is read as classes; None lets its type decide."""
+
     def queries(self, splits: Splits) -> Examples:
-        """What the model has to be run on to evaluate the evaluation split. Raises InputError if the data do not fit."""
+        """What the model is run on for the evaluation split. Raises InputError if the data do not fit."""
 
     def score(self, outputs: np.ndarray, splits: Splits) -> Scores:
-        """Scores of the evaluation split from the model's first output, (queries, ...). Raises InputError likewise."""
+        """Scores of the evaluation split from the model's first output, (queries, ...); raises likewise."""
 
     def metric(self, scores: Scores) -> float:
         """The metric of some scored examples; called again for each bootstrap resample."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 REPORT_VERSION = 1
 
@@ -174,7 +173,8 @@ class LayerReport:
         weight_bits: Bits of one stored weight code (32 for float).
         activation_bits: Bits of the input as it is multiplied.
         storage_bytes: Stored weight, scales included.
-        weight_sqnr_db: Signal to quantization noise of the weight in decibels; None if the weight is as it was.
+        weight_sqnr_db: Signal to quantization noise of the weight in decibels; None if the weight is as it
+            was.
         output_sqnr_db: The same of the layer's output on calibration data, all earlier layers compressed too.
     """
 

@@ -17,8 +17,8 @@ class Examples:
     """Examples in columns of equal length.
 
     Attributes:
-        inputs: Column name to one raw value an example: an array with examples on axis 0, or a sequence of texts or
-            of image paths.
+        inputs: Column name to one raw value an example: an array with examples on axis 0, or a sequence of
+            texts or of image paths.
         targets: (examples,) int64 class indices, or (examples, ...) float32; None for unlabelled data.
         classes: Class names by index; () where targets are not classes.
         columns: Further columns, for slices: name to (examples,) values.
@@ -40,14 +40,20 @@ class Examples:
         if not self.inputs:
             raise InputError("the data holds no input column")
         if len(set(lengths.values())) > 1:
-            raise InputError("the data's columns differ in length: " + ", ".join(f"{k} has {v}" for k, v in lengths.items()))
+            raise InputError(
+                "the data's columns differ in length: "
+                + ", ".join(f"{k} has {v}" for k, v in lengths.items())
+            )
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def take(self, indices: np.ndarray) -> Examples:
         """The examples at ``indices``, (n,) int."""
-        inputs = {name: v[indices] if isinstance(v, np.ndarray) else [v[i] for i in indices] for name, v in self.inputs.items()}
+        inputs = {
+            name: v[indices] if isinstance(v, np.ndarray) else [v[i] for i in indices]
+            for name, v in self.inputs.items()
+        }
         targets = None if self.targets is None else self.targets[indices]
         return Examples(inputs, targets, self.classes, {name: v[indices] for name, v in self.columns.items()})
 

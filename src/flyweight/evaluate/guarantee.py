@@ -9,8 +9,9 @@ from flyweight.core.report import Comparison, Measurement, Verdict
 def judge(original: Measurement, compressed: Measurement, comparison: Comparison, budget: Budget) -> Verdict:
     """Whether the compressed files may be shipped, and if not, every reason.
 
-    Slower means that the whole confidence interval of the speed-up lies below 1, so that noise alone refuses nothing.
-    A latency bound given by the user replaces the comparison with the original; the other bounds come on top.
+    Slower means that the whole confidence interval of the speed-up lies below 1, so that noise alone refuses
+    nothing. A latency bound given by the user replaces the comparison with the original; the other bounds
+    come on top.
     """
     found = [
         *_larger(original, compressed, budget),
@@ -24,12 +25,16 @@ def judge(original: Measurement, compressed: Measurement, comparison: Comparison
 def _larger(original: Measurement, compressed: Measurement, budget: Budget) -> list[str]:
     reasons = []
     if compressed.storage_bytes >= original.storage_bytes:
+        before = original.storage_bytes
         reasons.append(
-            f"it is not smaller: {compressed.storage_bytes} bytes against {original.storage_bytes} of the original"
+            f"it is not smaller: {compressed.storage_bytes} bytes against {before} of the original"
         )
     if budget.storage_bytes is not None and compressed.storage_bytes > budget.storage_bytes:
         over = compressed.storage_bytes / budget.storage_bytes - 1
-        reasons.append(f"it takes {compressed.storage_bytes} bytes, {over:.1%} over the {budget.storage_bytes:.0f} allowed")
+        reasons.append(
+            f"it takes {compressed.storage_bytes} bytes, "
+            f"{over:.1%} over the {budget.storage_bytes:.0f} allowed"
+        )
     return reasons
 
 
@@ -74,7 +79,9 @@ def _hungrier(compressed: Measurement, budget: Budget) -> list[str]:
     return reasons
 
 
-def shortfall(verdict: Verdict, compressed: Measurement, comparison: Comparison, budget: Budget) -> tuple[float, ...]:
+def shortfall(
+    verdict: Verdict, compressed: Measurement, comparison: Comparison, budget: Budget
+) -> tuple[float, ...]:
     """A key that orders attempts: fewer broken bounds first, then the smaller and faster one."""
     pace = compressed.latency.p50_s
     drop = max(comparison.quality_drop.value - (budget.quality_drop or 0.0), 0.0)

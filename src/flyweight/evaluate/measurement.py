@@ -1,4 +1,4 @@
-"""Measures two artifacts side by side: the original and the compressed one, in the same loop, on the same data."""
+"""Measures two artifacts side by side, original and compressed, in the same loop and on the same data."""
 
 from __future__ import annotations
 

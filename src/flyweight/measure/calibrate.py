@@ -25,7 +25,7 @@ CALIBRATION_BATCH = 32
 
 @final
 class Histogram:
-    """Counts of values in bins of width 2**exponent, bin i holding [i, i + 1) * width; grows coarser as needed."""
+    """Counts of values in bins of width 2**exponent, bin i for [i, i + 1) * width; coarser as needed."""
 
     def __init__(self) -> None:
         self.exponent = -126
@@ -147,7 +147,13 @@ def _least_error(histogram: Histogram) -> tuple[float, float]:
 def calibration_batches(
     model: Model, task: Task, splits: Splits, *, size: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """The calibration split as model inputs, in batches of `CALIBRATION_BATCH`; at most ``size`` examples of it.
+    """The calibration split as model inputs, in batches of `CALIBRATION_BATCH`.
+
+    Args:
+        model: With preprocessing.
+        task: Says what the model is run on.
+        splits: The calibration split is taken.
+        size: Examples at most; None is all.
 
     Raises:
         InputError: The model has no preprocessing, or an example does not fit it.

@@ -1,4 +1,4 @@
-"""How far a compressed layer is from the original: signal to quantization noise, on weights and on outputs."""
+"""How far a compressed layer is from the original: signal to quantization noise of weights and outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def weight_sqnr_db(compressed: nn.Module) -> dict[str, float | None]:
 def output_sqnr_db(
     original: Model, compressed: Model, batches: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, float | None]:
-    """SQNR of each layer's output, all layers before it compressed too; the two models' layers match by name."""
+    """SQNR of each layer's output, all layers before it compressed too; layers are matched by name."""
     names = [name for name, _ in encoded_layers(compressed.module)]
     sums = {name: _PowerAndNoise() for name in names}
     for batch in batches:

@@ -1,7 +1,8 @@
 """A model as a graph whose layers are still layers.
 
-`torch.export` writes every layer as an operator on loose weights. `capture` turns those that came from a standard layer
-back into calls of that layer under its own name, so that all techniques work on a graph as on the user's class.
+`torch.export` writes every layer as an operator on loose weights. `capture` turns those that came from a
+standard layer back into calls of that layer under its own name, so that all techniques work on a graph as on
+the user's class.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def doubled(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def capture(model: Model) -> fx.GraphModule:
-    """The model as a graph of layers (by their names in the model) and ATen operators; the model is left as it is.
+    """The model as a graph of layers, by their names, and ATen operators; the model is left as it is.
 
     Raises:
         UnsupportedError: The model cannot be traced, for instance because its control flow depends on values.

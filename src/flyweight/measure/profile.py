@@ -27,8 +27,8 @@ _OPERATIONS: Mapping[type[nn.Module], Operation] = {
 def profile(model: Model) -> ModelProfile:
     """Profile of ``model`` from one forward pass of its example inputs (batch 1).
 
-    A layer that runs twice is recorded once, with the work of both. Weighted layers of other kinds, subclasses of the
-    known ones included, count as other bytes: no technique touches them.
+    A layer that runs twice is recorded once, with the work of both. Weighted layers of other kinds,
+    subclasses of the known ones included, count as other bytes: no technique touches them.
     """
     found: dict[str, LayerProfile] = {}
     owners: dict[int, str] = {}

@@ -1,7 +1,7 @@
 """Plans worth trying, best hope first.
 
-For now a short fixed list: one technique over all the layers it takes. A plan that is chosen layer by layer is one more
-producer of the same `Plan`, and takes this module's place.
+For now a short fixed list: one technique over all the layers it takes. A plan that is chosen layer by layer
+is one more producer of the same `Plan`, and takes this module's place.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def candidates(
     if techniques:
         return
     convolutional = any(layer.op in _CONVOLUTIONS for layer in profile.layers)
-    # Measured: static integer convolutions are 2 to 3.5 times as fast as float; transformers lose accuracy with static
-    # ranges and nothing in speed with dynamic ones. Weight-only is the last resort: small, seldom fast.
+    # Measured: static integer convolutions are 2 to 3.5 times as fast as float; transformers lose accuracy
+    # with static ranges and nothing in speed with dynamic ones. Weight-only is the last resort: small, seldom
+    # fast.
     order = ("static_int8", "dynamic_int8") if convolutional else ("dynamic_int8", "static_int8")
     for name in order:
         if _layers(profile, name):
@@ -64,7 +65,9 @@ def plan_for(profile: ModelProfile, technique: str, settings: Mapping[str, Scala
         )
     if "group_size" in settings and "granularity" not in settings:
         settings = {**settings, "granularity": "group"}
-    plan = Plan(profile.model, tuple(Decision(technique, (name,), instance.stage, settings) for name in layers))
+    plan = Plan(
+        profile.model, tuple(Decision(technique, (name,), instance.stage, settings) for name in layers)
+    )
     for decision in plan.in_stage_order():
         instance.predict(profile, decision)  # settings out of range show before any work is done
     return plan

@@ -28,7 +28,11 @@ class Scores:
     confidence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(a) for a in (self.per_example, self.predictions, self.targets, self.correct, self.confidence) if a is not None}
+        lengths = {
+            len(a)
+            for a in (self.per_example, self.predictions, self.targets, self.correct, self.confidence)
+            if a is not None
+        }
         if len(lengths) != 1:
             raise ValueError(f"scores differ in length: {sorted(lengths)}")
 

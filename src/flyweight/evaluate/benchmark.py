@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import final
 import numpy as np
 
 from flyweight.core.report import Artifact, Estimate, Latency
+from flyweight.data.preprocessing import Preprocessing
+from flyweight.data.text_steps import Tokenize
 from flyweight.errors import InputError
 from flyweight.evaluate.evaluate import Session
 from flyweight.evaluate.measurement import Conditions
@@ -18,7 +21,7 @@ from flyweight.evaluate.timing import interleave, latency, speedup
 from flyweight.progress import SILENT, Progress
 from flyweight.run.artifact import open_artifact, read_manifest
 from flyweight.run.inputs import thread_count
-from flyweight.run.manifest import TensorSpec
+from flyweight.run.manifest import Manifest, TensorSpec
 
 DEFAULT_LENGTH = 128  # of every axis but the batch that may vary
 
@@ -55,7 +58,7 @@ def benchmark(
     Args:
         paths: Folders of artifacts; the last is what the others are compared with.
         conditions: Runtime, threads, batch size and time.
-        length: Size of axes that vary, such as the tokens of a text.
+        length: Size of axes that vary, such as the tokens of a text; at most what the tokenizer keeps.
         progress: Told of each stage.
 
     Raises:
@@ -93,9 +96,17 @@ def _call(session: Session, inputs: Mapping[str, np.ndarray]) -> Callable[[], ob
 
 def _inputs(artifact: Artifact, batch_size: int, length: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
-    return {
-        spec.name: _input(spec, batch_size, length, generator) for spec in read_manifest(artifact.path).inputs
-    }
+    manifest = read_manifest(artifact.path)
+    length = int(min(length, _longest(manifest, artifact.path)))
+    return {spec.name: _input(spec, batch_size, length, generator) for spec in manifest.inputs}
+
+
+def _longest(manifest: Manifest, folder: Path) -> int | float:
+    """Tokens that the artifact keeps of one text; infinite where it has no tokenizer."""
+    if manifest.preprocessing is None:
+        return math.inf
+    steps = Preprocessing.from_dict(manifest.preprocessing, folder).steps
+    return next((step.max_length for step in steps if isinstance(step, Tokenize)), math.inf)
 
 
 def _input(spec: TensorSpec, batch_size: int, length: int, generator: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from flyweight.core.report import Artifact, Parity
 from flyweight.evaluate.parity import parity
@@ -15,10 +16,14 @@ from flyweight.run.pytorch import PyTorchRuntime
 from flyweight.tensors.encoded import encoded_layers
 
 FLOAT_TOLERANCE = 1e-3
-# Integer kernels multiply sums by rounded scales: now and then a value lands on the neighbouring code, and
-# the layers after it carry that on. Measured: 0.003 to 0.011 on CNNs of 20 to 56 layers, below 0.01 on 4-bit
-# MatMulNBits.
+# Integer kernels multiply sums by rounded scales, and MatMulNBits rounds activations by itself: now and then a value
+# lands on the neighbouring code, and the layers after it carry that on. Measured: 0.003 to 0.016 on CNNs of 20 to 56
+# layers, below 0.01 on 4-bit MatMulNBits.
 QUANTIZED_TOLERANCE = 0.05
+# Where ranges are found at run time the last bit of a float can move every code: the reference, disturbed by float
+# rounding, then differs from itself (MiniLM: 0.038), and no file can be held to less.
+DISTURBANCE = 1e-6
+DISTURBANCE_FACTOR = 3.0
 CHECKED_BATCHES = (1, 3)
 
 
@@ -42,6 +47,26 @@ def check_parity(model: Model, artifact: Artifact, batch: Mapping[str, Tensor]) 
         expected.append(reference(inputs))
         found.append(session(inputs))
         shapes.append("; ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items()))
-    quantized = next(encoded_layers(model.module), None) is not None
-    tolerance = QUANTIZED_TOLERANCE if quantized else FLOAT_TOLERANCE
-    return parity(expected, found, shapes, tolerance=tolerance)
+    return parity(expected, found, shapes, tolerance=_tolerance(model, batch))
+
+
+def _tolerance(model: Model, batch: Mapping[str, Tensor]) -> float:
+    layers = [layer for _, layer in encoded_layers(model.module)]
+    if not layers:
+        return FLOAT_TOLERANCE
+    exact = model.outputs(batch)[0]
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not args[0].is_floating_point():
+            return None
+        return (args[0] * (1 + DISTURBANCE * torch.randn(args[0].shape, generator=generator)),)
+
+    handles = [layer.register_forward_pre_hook(disturb) for layer in layers]
+    try:
+        disturbed = model.outputs(batch)[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    own = float((disturbed - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny))
+    return max(QUANTIZED_TOLERANCE, DISTURBANCE_FACTOR * own)

@@ -1,10 +1,12 @@
 """How each linear layer's input is quantized at run time: as it is, smoothed, or with one range a token.
 
-A few channels or tokens of a transformer are far larger than the rest and coarsen the codes of all others. Smoothing
-moves part of a large channel's scale into the weights; it costs one multiplication that all readers of the same tensor
-share. A range a token costs several passes over the layer's output, so only layers that narrow may have it.
+A few channels or tokens of a transformer are far larger than the rest and coarsen the codes of all others.
+Smoothing moves part of a large channel's scale into the weights; it costs one multiplication that all readers
+of the same tensor share. A range a token costs several passes over the layer's output, so only layers that
+narrow may have it.
 
-Source: Xiao et al. 2022, arXiv:2211.10438, equation 4 (smoothing); Yao et al. 2022, arXiv:2206.01861 (a range a token).
+Source: Xiao et al. 2022, arXiv:2211.10438, equation 4 (smoothing); Yao et al. 2022, arXiv:2206.01861 (a range
+a token).
 Differs: the choice is made for each tensor from the output error measured on a few calibration examples.
 """
 
@@ -22,7 +24,8 @@ from flyweight.tensors.activation import ActivationGranularity, DynamicQuantizer
 from flyweight.tensors.affine import AffineForm, encode_affine
 
 PROBE_EXAMPLES = 8
-SMOOTHING_STRENGTH = 0.5  # alpha of the source: 0 leaves the activations as they are, 1 makes all channels equal
+# Alpha of the source: 0 leaves the activations as they are, 1 makes all channels equal.
+SMOOTHING_STRENGTH = 0.5
 LEAST_SMOOTHING_GAIN_DB = 3.0
 LEAST_TOKEN_GAIN_DB = 6.0
 
@@ -83,11 +86,12 @@ def _gains(before: float, after: float, least_db: float) -> bool:
 
 
 def _smoothing(group: _Group) -> Tensor:
-    """Factors that split each channel's range evenly between activation and weight, 1 for the middle channel."""
+    """Factors that split each channel's range evenly between input and weight, 1 for the middle channel."""
     largest = torch.stack([x.abs().amax(0) for x in group.inputs]).amax(0)
     weight = torch.stack([layer.weight.abs().amax(0) for layer in group.layers]).amax(0)
     tiny = torch.finfo(torch.float32).eps
-    factors = largest.clamp_min(tiny) ** SMOOTHING_STRENGTH / weight.clamp_min(tiny) ** (1 - SMOOTHING_STRENGTH)
+    outer, inner = largest.clamp_min(tiny), weight.clamp_min(tiny)
+    factors = outer**SMOOTHING_STRENGTH / inner ** (1 - SMOOTHING_STRENGTH)
     factors = factors / factors.median()
     return factors.clamp(1 / 64, 64.0)  # a channel that calibration never saw must not lose its range
 

@@ -1,13 +1,14 @@
 """Dynamic W8A8: int8 weights per channel, uint8 activations whose range is found at run time.
 
-Linear layers compute on integers; embeddings are stored as int8 and dequantized after the lookup; convolutions stay
-float, because every CPU runtime measured computes them slower this way.
+Linear layers compute on integers; embeddings are stored as int8 and dequantized after the lookup;
+convolutions stay float, because every CPU runtime measured computes them slower this way.
 
 Source: Krishnamoorthi 2018, arXiv:1806.08342; for the inputs see `flyweight.techniques._dynamic_inputs`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, final
@@ -35,8 +36,9 @@ ACTIVATION_GRANULARITIES = ("auto", "tensor", "token")
 class DynamicInt8:
     """See the module's docstring.
 
-    Settings: ``range_method`` of the weights; ``activation_granularity`` of the inputs: ``tensor`` (one range),
-    ``token`` (one a token), or ``auto``, which also smooths, decided for each layer on calibration examples.
+    Settings: ``range_method`` of the weights; ``activation_granularity`` of the inputs: ``tensor`` (one
+    range), ``token`` (one a token), or ``auto``, which also smooths, decided for each layer on calibration
+    examples.
     """
 
     name = "dynamic_int8"
@@ -56,8 +58,8 @@ class DynamicInt8:
             layer = profile.by_name[name]
             if layer.op not in {"linear", "embedding"}:
                 raise UnsupportedError(
-                    f"layer {name!r} is a {layer.op}: dynamic int8 convolutions are slower than float on every CPU "
-                    "runtime measured; use static_int8"
+                    f"layer {name!r} is a {layer.op}: dynamic int8 convolutions are slower than float "
+                    "on every CPU runtime measured; use static_int8"
                 )
             after = predicted(layer, form)
             if layer.op == "linear":
@@ -96,8 +98,9 @@ def _input_forms(
 ) -> dict[str, InputForm]:
     wanted = settings["activation_granularity"]
     if wanted == "auto":
-        own = [p for name, p in model.module.named_parameters(remove_duplicate=False) if name.endswith("weight")]
-        shared = {id(p) for p in own if sum(q is p for q in own) > 1}  # smoothing would change the other owner too
+        # Smoothing a shared weight would change its other owner too.
+        own = Counter(id(p) for _, p in model.module.named_parameters(remove_duplicate=False))
+        shared = {key for key, owners in own.items() if owners > 1}
         free = {name: layer for name, layer in linear.items() if id(layer.weight) not in shared}
         fixed = {name: InputForm("tensor") for name in linear if name not in free}
         return fixed | choose(model, free, batches, form_of(settings))

@@ -8,8 +8,7 @@ from typing import final
 
 import numpy as np
 
-from flyweight import catalog
-from flyweight.core.protocols import Runtime, Task
+from flyweight.core.protocols import Task
 from flyweight.core.report import Artifact, Comparison, Energy, Estimate, Measurement
 from flyweight.data.examples import Splits
 from flyweight.evaluate.energy import estimate_energy, measure_energy
@@ -20,6 +19,7 @@ from flyweight.evaluate.timing import interleave, latency
 from flyweight.progress import SILENT, Progress
 from flyweight.run.artifact import read_manifest
 from flyweight.run.inputs import thread_count
+from flyweight.run.open import open_runtime
 from flyweight.tasks.scores import Scores
 
 ENERGY_SECONDS = 1.0
@@ -44,9 +44,8 @@ class Conditions:
     seconds: float
 
     def load(self, artifact: Artifact) -> Session:
-        """The artifact in the runtime."""
-        runtime: Runtime = catalog.get("runtime", self.runtime)()
-        return runtime.load(artifact, self.threads)
+        """The artifact in the runtime; raises UnsupportedError if that does not run its format."""
+        return open_runtime(self.runtime, artifact.format).load(artifact, self.threads)
 
 
 @final

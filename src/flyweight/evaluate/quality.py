@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from flyweight import catalog
 from flyweight._atomic import MANIFEST
-from flyweight.core.protocols import Runtime, Task
+from flyweight.core.protocols import Task
 from flyweight.core.report import Estimate, Slice
 from flyweight.data.examples import Splits
 from flyweight.data.load import open_data
 from flyweight.data.preprocessing import Preprocessing
-from flyweight.errors import InputError, UnsupportedError
+from flyweight.errors import InputError
 from flyweight.evaluate.evaluate import Preprocess, Session, evaluate
 from flyweight.evaluate.slices import slices
 from flyweight.evaluate.statistics import bootstrap
 from flyweight.load.classes import in_model_order
 from flyweight.progress import SILENT, Progress
 from flyweight.run.artifact import open_artifact, read_manifest
+from flyweight.run.open import open_runtime
 from flyweight.settings import Settings
 from flyweight.tasks.open import open_task, settle
 from flyweight.tasks.similarity import Similarity
@@ -91,7 +91,7 @@ def artifact_quality(path: Path, settings: Settings, *, progress: Progress = SIL
     task, splits = _task_and_data(settings, whole=not made_from_it)
     splits = in_model_order(splits, manifest.classes)
     preprocessing = Preprocessing.from_dict(manifest.preprocessing, artifact.path)
-    session = _runtime(settings.runtime, manifest.format).load(artifact, settings.threads)
+    session = open_runtime(settings.runtime, manifest.format).load(artifact, settings.threads)
     return _quality(session, preprocessing, task, splits, progress)
 
 
@@ -108,7 +108,7 @@ def model_quality(settings: Settings, *, progress: Progress = SILENT) -> Quality
     opened = open_model(settings, splits, task)
     if opened.model.preprocessing is None:
         raise InputError(f"model {settings.model} has no preprocessing, so raw data cannot be given to it")
-    session = _runtime(PYTORCH, "module").load(opened.model, settings.threads)
+    session = open_runtime(PYTORCH, "module").load(opened.model, settings.threads)
     return _quality(session, opened.model.preprocessing, task, opened.splits, progress)
 
 
@@ -120,13 +120,6 @@ def _task_and_data(settings: Settings, *, whole: bool) -> tuple[Task, Splits]:
     if whole and settled == Similarity("neighbours"):  # every example would be its own nearest neighbour
         splits = open_data(settings.data, data, class_targets=task.class_targets)
     return settled, splits
-
-
-def _runtime(name: str, form: str) -> Runtime:
-    runtime: Runtime = catalog.get("runtime", name)()
-    if form not in runtime.formats:
-        raise UnsupportedError(f"runtime {name} does not run {form} files, only {', '.join(runtime.formats)}")
-    return runtime
 
 
 def _quality(

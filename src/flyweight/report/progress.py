@@ -9,9 +9,9 @@ from typing import TypeVar, final
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -35,7 +35,7 @@ def terminal_progress(console: Console, *, quiet: bool = False) -> Iterator[Prog
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True, refresh_per_second=REFRESHES_A_SECOND) as shown:

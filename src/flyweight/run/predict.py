@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from flyweight import catalog
-from flyweight.core.protocols import Runtime
 from flyweight.data.examples import Examples
 from flyweight.data.preprocessing import Preprocessing
 from flyweight.errors import ArtifactError, InputError, UnsupportedError
@@ -17,6 +15,7 @@ from flyweight.progress import SILENT, Progress
 from flyweight.run.answers import check_answers_path, write_answers
 from flyweight.run.artifact import open_artifact, read_manifest
 from flyweight.run.manifest import Manifest
+from flyweight.run.open import open_runtime
 from flyweight.tasks.open import open_task
 
 __all__ = ["check_answers_path", "predict", "write_answers"]
@@ -58,22 +57,13 @@ def predict(
     artifact, manifest = open_artifact(artifact_path), read_manifest(artifact_path)
     answer = _post_processing(manifest)
     prepare = _preprocessing(manifest, artifact.path)
-    session = _runtime(runtime, manifest.format).load(artifact, threads)
+    session = open_runtime(runtime, manifest.format).load(artifact, threads)
     names = [spec.name for spec in manifest.inputs]
     outputs = [
         _first_output(session(_only(names, prepare(columns))), columns)
         for columns in progress.track(list(_batches(inputs, batch_size)), "answers")
     ]
     return answer(_joined(outputs))
-
-
-def _runtime(name: str, wanted: str) -> Runtime:
-    runtime: Runtime = catalog.get("runtime", name)()
-    if wanted not in runtime.formats:
-        raise UnsupportedError(
-            f"runtime {name} does not run {wanted} files, only {', '.join(runtime.formats)}"
-        )
-    return runtime
 
 
 def _preprocessing(manifest: Manifest, folder: Path) -> Callable[[Mapping[str, Column]], Arrays]:

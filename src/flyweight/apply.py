@@ -24,7 +24,8 @@ _COUNTS = ("macs", "input_elements", "output_elements", "code_bits", "activation
 def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()) -> Model:
     """A new model with ``plan`` carried out; ``model`` is left as it was.
 
-    Batch norms are folded before the first layer is quantized, so that the codes hold what the file will multiply by.
+    Batch norms are folded before the first layer is quantized, so that the codes hold what the file will
+    multiply by.
 
     Args:
         model: What the plan was made for.
@@ -85,7 +86,8 @@ def _check_promises(expected: ModelProfile, got: ModelProfile) -> None:
         have: LayerProfile = replace(got.by_name[name], tied_to=want.tied_to)
         if abs(have.storage_bytes - want.storage_bytes) > STORAGE_TOLERANCE * want.storage_bytes + 1:
             raise ContractError(
-                f"layer {name!r} takes {have.storage_bytes:.0f} bytes, {want.storage_bytes:.0f} were predicted"
+                f"layer {name!r} takes {have.storage_bytes:.0f} bytes, "
+                f"{want.storage_bytes:.0f} were predicted"
             )
         for count in _COUNTS:
             if getattr(have, count) != getattr(want, count):

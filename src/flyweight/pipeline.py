@@ -1,7 +1,7 @@
 """The whole flow, top to bottom. Read this file first.
 
-load -> profile -> plan -> apply -> export -> check parity -> evaluate -> judge -> write, and try the next plan if the
-judgement is no. Every number in a report was measured on the exported file.
+load -> profile -> plan -> apply -> export -> check parity -> evaluate -> judge -> write, and try the next
+plan if the judgement is no. Every number in a report was measured on the exported file.
 """
 
 from __future__ import annotations
@@ -204,7 +204,9 @@ def _best_attempt(run: _Run) -> _Tried:
         if attempt.report.verdict.shipped:
             return attempt
     if not tried:
-        raise UnsupportedError("nothing could be applied: " + "; ".join(f"{a.name}: {a.outcome}" for a in attempts))
+        raise UnsupportedError(
+            "nothing could be applied: " + "; ".join(f"{a.name}: {a.outcome}" for a in attempts)
+        )
     budget = run.settings.budget
     best = min(
         tried,
@@ -214,7 +216,7 @@ def _best_attempt(run: _Run) -> _Tried:
 
 
 def _plans(settings: Settings, model: Model) -> tuple[tuple[str, Plan], ...]:
-    """(name, plan) in the order in which they are tried; made before long work, as this checks the settings."""
+    """(name, plan) in the order in which they are tried; made before long work: this checks the settings."""
     plan = _given_plan(settings)
     if plan is not None:
         predicted(plan, profile(model))
@@ -241,7 +243,9 @@ def _attempt(run: _Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> _
         layers = layer_reports(run.model, model, plan, batches[0])
         conditions = _conditions(settings)
         inputs = timed_inputs(_preprocess(run.model), run.task, run.splits, settings.batch_size)
-        measured = measure(run.original, compressed, run.task, run.splits, inputs=inputs, conditions=conditions)
+        measured = measure(
+            run.original, compressed, run.task, run.splits, inputs=inputs, conditions=conditions
+        )
     verdict = judge(*measured, settings.budget)
     outcome = Attempt(
         name=name,

@@ -16,12 +16,12 @@ from flyweight.run.pytorch import PyTorchRuntime
 from flyweight.tensors.encoded import encoded_layers
 
 FLOAT_TOLERANCE = 1e-3
-# Integer kernels multiply sums by rounded scales, and MatMulNBits rounds activations by itself: now and then a value
-# lands on the neighbouring code, and the layers after it carry that on. Measured: 0.003 to 0.016 on CNNs of 20 to 56
-# layers, below 0.01 on 4-bit MatMulNBits.
+# Integer kernels multiply sums by rounded scales, and MatMulNBits rounds activations by itself: now and then
+# a value lands on the neighbouring code, and the layers after it carry that on. Measured: 0.003 to 0.016 on
+# CNNs of 20 to 56 layers, below 0.01 on 4-bit MatMulNBits.
 QUANTIZED_TOLERANCE = 0.05
-# Where ranges are found at run time the last bit of a float can move every code: the reference, disturbed by float
-# rounding, then differs from itself (MiniLM: 0.038), and no file can be held to less.
+# Where ranges are found at run time the last bit of a float can move every code: the reference, disturbed by
+# float rounding, then differs from itself (MiniLM: 0.038), and no file can be held to less.
 DISTURBANCE = 1e-6
 DISTURBANCE_FACTOR = 3.0
 CHECKED_BATCHES = (1, 3)

@@ -73,9 +73,8 @@ class OnnxExporter:
         clean(proto, code_bits)
         _name_ports(proto.graph, model)
         file = ir.to_proto(proto)
-        file.graph.ClearField(
-            "value_info"
-        )  # runtimes infer shapes; stored, they were a tenth of a small file
+        # Runtimes infer shapes; stored, they were a tenth of a small file.
+        file.graph.ClearField("value_info")
         data = file.SerializeToString()
         if len(data) > MAX_PROTO_BYTES:
             raise UnsupportedError(

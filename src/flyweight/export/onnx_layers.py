@@ -73,11 +73,15 @@ class _ExportQuantizer(nn.Module):
         self.register_buffer("zero_point", quantizer.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        return onnx_ops.quantize_dequantize(x, self.scale, self.zero_point)
+        rounded: Tensor = onnx_ops.quantize_dequantize(x, self.scale, self.zero_point)
+        return rounded
 
 
 class _Bias(nn.Module):
     """A bias as stored: float, or int32 codes with a scale."""
+
+    sums: Tensor | None
+    scale: Tensor
 
     def __init__(self, layer: EncodedLayer) -> None:
         super().__init__()
@@ -91,31 +95,38 @@ class _Bias(nn.Module):
             self.register_buffer("sums", None if bias is None else bias.detach())
 
     def forward(self) -> Tensor | None:
-        return onnx_ops.dequantize(self.sums, self.scale, None, 0, 0) if self.rounded else self.sums
+        if not self.rounded:
+            return self.sums
+        bias: Tensor = onnx_ops.dequantize(self.sums, self.scale, None, 0, 0)
+        return bias
 
 
 @final
 class _ExportLinear(nn.Module):
+    factors: Tensor | None
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
     def __init__(self, layer: EncodedLayer, weight: AffineWeight, name: str) -> None:
         super().__init__()
         self.bias = _Bias(layer)
-        self.dynamic = isinstance(layer.input_quantizer, DynamicQuantizer)
-        self.by_token = self.dynamic and layer.input_quantizer.granularity == "token"
+        quantizer = layer.input_quantizer
+        self.dynamic = isinstance(quantizer, DynamicQuantizer)
+        self.by_token = isinstance(quantizer, DynamicQuantizer) and quantizer.granularity == "token"
         if self.dynamic and weight.zero_point is not None:
             raise UnsupportedError(f"layer {name!r}: dynamic quantization needs symmetric weights")
         granularity = weight.form.granularity
         self.block_size = weight.form.group_size
         self.axis = 1 if granularity == "channel" else 0
         self.register_buffer("factors", layer.input_factors)
-        self.register_buffer(
-            CODES, _masked_codes(weight).T.contiguous()
-        )  # (in, out): MatMul reads it as it is
+        # (in, out): MatMul reads it as it is
+        self.register_buffer(CODES, _masked_codes(weight).T.contiguous())
         self.register_buffer("scale", _transposed(_scales(weight.scale, granularity)))
         zero = weight.zero_point
         if zero is None and layer.input_scale is not None:
-            zero = torch.zeros_like(
-                weight.scale, dtype=torch.int8
-            )  # ONNX Runtime fuses no Gemm or MatMul without one
+            # ONNX Runtime fuses no Gemm or MatMul without one.
+            zero = torch.zeros_like(weight.scale, dtype=torch.int8)
         zero = None if zero is None else _transposed(_scales(zero, granularity))
         self.register_buffer("zero_point", zero)
 
@@ -123,10 +134,13 @@ class _ExportLinear(nn.Module):
         bias = self.bias()
         if self.factors is not None:
             x = x * self.factors
+        product: Tensor
         if self.dynamic:
             product = onnx_ops.dynamic_matmul(x, self.codes, self.scale, self.by_token)
             return product if bias is None else product + bias
-        weight = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, self.axis, self.block_size)
+        weight: Tensor = onnx_ops.dequantize(
+            self.codes, self.scale, self.zero_point, self.axis, self.block_size
+        )
         if x.dim() == 2 and bias is not None and self.bias.rounded:
             return torch.addmm(bias, x, weight)  # Gemm, the one form whose bias joins the integer sums
         product = x @ weight
@@ -135,11 +149,17 @@ class _ExportLinear(nn.Module):
 
 @final
 class _ExportConvolution(nn.Module):
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
     def __init__(self, layer: EncodedLayer, weight: AffineWeight) -> None:
         super().__init__()
         self.layer = layer.layer
         self.shape = weight.shape
-        self.input_grid = layer.input_quantizer if isinstance(layer.input_quantizer, ChannelQuantizer) else None
+        self.input_grid = (
+            layer.input_quantizer if isinstance(layer.input_quantizer, ChannelQuantizer) else None
+        )
         self.bias = _Bias(layer)
         self.by_group = weight.form.granularity == "group"
         self.block_size = weight.form.group_size
@@ -160,9 +180,15 @@ class _ExportConvolution(nn.Module):
 
 @final
 class _ExportEmbedding(nn.Module):
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
     def __init__(self, weight: AffineWeight) -> None:
         super().__init__()
-        self.by_group = weight.form.granularity == "group"
+        by_group = weight.form.granularity == "group"
+        self.whole_table = by_group or weight.form.bits <= 4  # Gather takes no 4-bit integers
+        self.axis = 1 if by_group else 0
         self.block_size = weight.form.group_size
         self.register_buffer(CODES, _masked_codes(weight))
         self.register_buffer("scale", _scales(weight.scale, weight.form.granularity))
@@ -170,7 +196,8 @@ class _ExportEmbedding(nn.Module):
         self.register_buffer("zero_point", zero)
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self.by_group:
-            table = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, 1, self.block_size)
+        if self.whole_table:
+            table = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, self.axis, self.block_size)
             return nn.functional.embedding(ids, table)
-        return onnx_ops.embed(self.codes, self.scale, self.zero_point, ids)
+        rows: Tensor = onnx_ops.embed(self.codes, self.scale, self.zero_point, ids)
+        return rows

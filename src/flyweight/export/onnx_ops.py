@@ -1,7 +1,7 @@
 """Operators that exist only while a model is exported, each with the ONNX nodes it becomes.
 
-Writing them ourselves fixes the form of the file: integer initializers, scalar scales, and the exact patterns that ONNX
-Runtime fuses into integer kernels (see DESIGN: what makes an ONNX file small and fast on CPU).
+Writing them ourselves fixes the form of the file: integer initializers, scalar scales, and the exact patterns
+that ONNX Runtime fuses into integer kernels (see DESIGN: what makes an ONNX file small and fast on CPU).
 """
 
 # No `from __future__ import annotations`: torch reads the annotations of custom operators, and cannot resolve
@@ -33,7 +33,7 @@ def channel_codes(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 @torch.library.custom_op("flyweight::dequantize", mutates_args=())
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block_size: int) -> Tensor:
-    """DequantizeLinear of stored codes; ``block_size`` 0: one scale for each index of ``axis``, or a scalar one."""
+    """DequantizeLinear of stored codes; ``block_size`` 0: one scale an index of ``axis``, or a scalar one."""
 
     def spread(values: Tensor) -> Tensor:
         if block_size:
@@ -42,14 +42,14 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, axis: in
             return values
         return values.reshape([-1 if i == axis else 1 for i in range(codes.dim())])
 
-    centred = codes.float() if zero_point is None else codes.float() - spread(zero_point.float())
+    centred: Tensor = codes.float() if zero_point is None else codes.float() - spread(zero_point.float())
     return centred * spread(scale)
 
 
 @torch.library.custom_op("flyweight::dynamic_matmul", mutates_args=())
 def dynamic_matmul(x: Tensor, codes: Tensor, scale: Tensor, by_token: bool) -> Tensor:
     """Integer product of activations quantized at run time, (..., k), and stored codes, (k, n); float out."""
-    rounded = DynamicQuantizer("token" if by_token else "tensor")(x)
+    rounded: Tensor = DynamicQuantizer("token" if by_token else "tensor")(x)
     return rounded @ (codes.float() * scale)
 
 
@@ -116,7 +116,7 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
         product = op.Cast(op.MatMulInteger(quantized, codes, zero_point), to=FLOAT.dtype)
         return op.Mul(product, op.Mul(x_scale, scale))
 
-    def by_token_matmul(x, codes, scale):  # type: ignore[no-untyped-def]
+    def by_token_matmul(x: Any, codes: Any, scale: Any) -> Any:
         tokens = op.Reshape(x, op.Constant(value_ints=[-1, codes.shape[0]]))
         largest = op.ReduceMax(op.Abs(tokens), op.Constant(value_ints=[1]), keepdims=1)
         tiny = op.Constant(value_float=torch.finfo(torch.float32).tiny)

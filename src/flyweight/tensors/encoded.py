@@ -1,8 +1,8 @@
 """Layers whose weight is stored in some encoded form.
 
-An encoder projects a float weight onto what its form can represent, so encoding twice changes nothing. While a layer is
-thawed it projects on every forward pass and gradients go straight through (quantization-aware training); frozen, it
-holds one encoding, which is what exporters read.
+An encoder projects a float weight onto what its form can represent, so encoding twice changes nothing. While
+a layer is thawed it projects on every forward pass and gradients go straight through (quantization-aware
+training); frozen, it holds one encoding, which is what exporters read.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ class HasScale(Protocol):
         """(1 or rows, groups), above 0."""
 
 
-Encoder = Callable[
-    [Tensor, EncodedWeight | None], EncodedWeight
-]  # (float weight, encoding of the stage before)
+# (float weight, encoding of the stage before) to encoding
+Encoder = Callable[[Tensor, EncodedWeight | None], EncodedWeight]
 
 
 @final
@@ -63,7 +62,8 @@ class EncodedLayer(nn.Module):
         layer: The layer with its float weight.
         encoders: Applied in this order.
         frozen: The encoding kept by `freeze`, or None.
-        input_factors: (columns,) the input is multiplied by first, as smoothing moved their inverse into the weight.
+        input_factors: (columns,) the input is multiplied by first, as smoothing moved their inverse into the
+            weight.
         input_quantizer: Applied to the input next, or None.
         input_scale: Scalar, the step of the input's codes where a static quantizer rounds them; else None.
         integer_bias: Round the bias to the step of the integer sums, input scale times weight scale.

@@ -52,7 +52,8 @@ class Attempt:
         """Why nothing was shipped; () if something was."""
         if self.exit_code == 0:
             return ()
-        return (f"{name}: ended with exit code {self.exit_code}: {processes.last_line(self.message)}",)
+        said = processes.last_line(self.message).replace(str(self.out), "OUT")
+        return (f"{name}: ended with exit code {self.exit_code}: {said}",)
 
     def time_check(self, name: str) -> Check:
         """The newcomer's time against what they are asked to wait."""

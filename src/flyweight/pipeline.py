@@ -9,37 +9,30 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import final
 
 from torch import nn
 
 from flyweight import _atomic
 from flyweight.apply import apply, predicted
-from flyweight.core.layer import FLOAT_BITS
+from flyweight.attempt import Run, Tried, attempt, measured_subject, origin_of
 from flyweight.core.plan import Plan
 from flyweight.core.protocols import Task
-from flyweight.core.report import Artifact, Attempt, Parity, Report
+from flyweight.core.report import Artifact, Attempt, Report
 from flyweight.data.examples import Splits
 from flyweight.data.leaks import find_leaks
 from flyweight.data.load import open_data
 from flyweight.errors import InputError, ParityError, UnsupportedError
-from flyweight.evaluate.evaluate import Preprocess
-from flyweight.evaluate.guarantee import judge, shortfall
-from flyweight.evaluate.machine import machine, versions
-from flyweight.evaluate.measurement import Conditions, Subject, measure, scored, timed_inputs
-from flyweight.export.artifact import Origin, mark, pack
+from flyweight.evaluate.guarantee import shortfall
+from flyweight.export.artifact import pack
 from flyweight.export.check import check_parity
 from flyweight.load.open import open_model
 from flyweight.measure.calibrate import calibration_batches
-from flyweight.measure.layers import layer_reports, notes_on
 from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.planner.candidates import candidates
 from flyweight.progress import SILENT, Progress
-from flyweight.report.write import write_reports
 from flyweight.settings import Settings
 from flyweight.tasks.open import open_task, settle
 
@@ -101,7 +94,7 @@ def export(
         batches = calibration_batches(model, task, data)
         result = apply(model, plan, batches)
         with progress.stage("Exporting"):
-            artifact = pack(result, plan, folder, _origin(settings, data), "exported")
+            artifact = pack(result, plan, folder, origin_of(settings, data), "exported")
             check_parity(result, artifact, batches[0])
         _atomic.write_text(folder / "plan.json", plan.to_json())
     return artifact
@@ -110,46 +103,6 @@ def export(
 def refused_path(out: Path) -> Path:
     """Where the best attempt of a refused run is kept."""
     return out.with_name(out.name + REFUSED_SUFFIX)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What all attempts share."""
-
-    settings: Settings
-    task: Task
-    splits: Splits
-    model: Model
-    plans: tuple[tuple[str, Plan], ...]
-    original: Subject
-    work: Path
-    notes: tuple[str, ...]
-    progress: Progress
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Tried:
-    """One attempt that got as far as a report."""
-
-    report: Report
-    artifact: Artifact
-    plan: Plan
-
-    def fill(self, folder: Path) -> None:
-        """Write artifact, plan and reports into a folder."""
-        mark(self.artifact, "shipped" if self.report.verdict.shipped else "refused")
-        for file in sorted(self.artifact.path.iterdir()):
-            _atomic.write_bytes(folder / file.name, file.read_bytes())
-        _atomic.write_text(folder / "plan.json", self.plan.to_json())
-        write_reports(self.report, folder)
-
-    def write_to(self, path: Path) -> Path:
-        """The same, as a folder that replaces an earlier one."""
-        with _atomic.new_folder(path, overwrite=True) as folder:
-            self.fill(folder)
-        return path
 
 
 class _Refused(Exception):
@@ -162,7 +115,7 @@ class _Refused(Exception):
 
 def _prepare(
     settings: Settings, work: Path, *, module: nn.Module | None, splits: Splits | None, progress: Progress
-) -> _Run:
+) -> Run:
     """Load everything, and measure the original's quality once for all attempts."""
     task, data, model = _open(settings, module=module, splits=splits, progress=progress)
     plans = _plans(settings, model)
@@ -170,10 +123,22 @@ def _prepare(
     folder = work / "original"
     folder.mkdir()
     with progress.stage("Exporting the original"):
-        artifact = pack(model, Plan(model.name), folder, _origin(settings, data), "exported")
-        check_parity(model, artifact, calibration_batches(model, task, data, size=2)[0])
-    original = _subject(settings, model, artifact, task, data, progress=progress)
-    return _Run(settings, task, data, model, plans, original, work, leaks, progress)
+        artifact = pack(model, Plan(model.name), folder, origin_of(settings, data), "exported")
+        batches = calibration_batches(model, task, data)
+        check_parity(model, artifact, batches[0])
+    original = measured_subject(settings, model, artifact, task, data, progress=progress)
+    return Run(
+        settings=settings,
+        task=task,
+        splits=data,
+        model=model,
+        batches=batches,
+        plans=plans,
+        original=original,
+        work=work,
+        notes=leaks,
+        progress=progress,
+    )
 
 
 def _open(
@@ -189,20 +154,20 @@ def _open(
     return task, opened.splits, opened.model
 
 
-def _best_attempt(run: _Run) -> _Tried:
+def _best_attempt(run: Run) -> Tried:
     """The first attempt that may be shipped, else the one that is closest to it."""
-    tried: list[_Tried] = []
+    tried: list[Tried] = []
     attempts: list[Attempt] = []
     for name, plan in run.plans:
         try:
-            attempt = _attempt(run, name, plan, tuple(attempts))
+            latest = attempt(run, name, plan, tuple(attempts))
         except (UnsupportedError, ParityError) as error:
             attempts.append(Attempt(name=name, outcome=str(error)))
             continue
-        tried.append(attempt)
-        attempts.append(attempt.report.attempts[-1])
-        if attempt.report.verdict.shipped:
-            return attempt
+        tried.append(latest)
+        attempts.append(latest.report.attempts[-1])
+        if latest.report.verdict.shipped:
+            return latest
     if not tried:
         raise UnsupportedError(
             "nothing could be applied: " + "; ".join(f"{a.name}: {a.outcome}" for a in attempts)
@@ -212,7 +177,7 @@ def _best_attempt(run: _Run) -> _Tried:
         tried,
         key=lambda t: shortfall(t.report.verdict, t.report.compressed, t.report.comparison, budget),
     )
-    return _Tried(replace(best.report, attempts=tuple(attempts)), best.artifact, best.plan)
+    return Tried(replace(best.report, attempts=tuple(attempts)), best.artifact, best.plan)
 
 
 def _plans(settings: Settings, model: Model) -> tuple[tuple[str, Plan], ...]:
@@ -225,85 +190,6 @@ def _plans(settings: Settings, model: Model) -> tuple[tuple[str, Plan], ...]:
         return tuple(candidates(profile(model), settings.techniques, settings.technique_settings))
     except ValueError as error:
         raise InputError(f"techniques: {error}") from error
-
-
-def _attempt(run: _Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> _Tried:
-    """Carry out one plan, export, measure and judge."""
-    settings, progress = run.settings, run.progress
-    batches = calibration_batches(run.model, run.task, run.splits)
-    with progress.stage(f"Applying {name}"):
-        model = apply(run.model, plan, batches)
-    folder = run.work / f"attempt-{len(before)}"
-    folder.mkdir()
-    with progress.stage(f"Exporting {name}"):
-        artifact = pack(model, plan, folder, _origin(settings, run.splits), "refused")  # until it is judged
-        parity: Parity = check_parity(model, artifact, batches[0])
-    compressed = _subject(settings, model, artifact, run.task, run.splits, progress=progress)
-    with progress.stage(f"Measuring {name}"):
-        layers = layer_reports(run.model, model, plan, batches[0])
-        conditions = _conditions(settings)
-        inputs = timed_inputs(_preprocess(run.model), run.task, run.splits, settings.batch_size)
-        measured = measure(
-            run.original, compressed, run.task, run.splits, inputs=inputs, conditions=conditions
-        )
-    verdict = judge(*measured, settings.budget)
-    outcome = Attempt(
-        name=name,
-        storage_bytes=measured[1].storage_bytes,
-        speedup=measured[2].speedup.value,
-        quality_drop=measured[2].quality_drop.value,
-        outcome="shipped" if verdict.shipped else "; ".join(verdict.reasons),
-    )
-    report = Report(
-        model=run.model.name,
-        task=run.task.name,
-        metric=run.task.metric_name,
-        technique=name,
-        runtime=settings.runtime,
-        original=measured[0],
-        compressed=measured[1],
-        comparison=measured[2],
-        layers=layers,
-        parity=parity,
-        attempts=(*before, outcome),
-        verdict=verdict,
-        notes=(*run.notes, *notes_on(layers, measured[2], settings.budget)),
-        versions=dict(versions()),
-        machine=dict(machine()),
-        settings=settings.to_dict(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    return _Tried(report, artifact, plan)
-
-
-def _subject(
-    settings: Settings, model: Model, artifact: Artifact, task: Task, splits: Splits, *, progress: Progress
-) -> Subject:
-    session = _conditions(settings).load(artifact)
-    scores = scored(session, _preprocess(model), task, splits, progress=progress)
-    layers = profile(model).layers
-    integer_macs = sum(layer.macs for layer in layers if layer.activation_bits == 8)
-    operand_bits = 8 if 2 * integer_macs > sum(layer.macs for layer in layers) else FLOAT_BITS
-    return Subject(artifact=artifact, session=session, scores=scores, operand_bits=operand_bits)
-
-
-def _conditions(settings: Settings) -> Conditions:
-    return Conditions(
-        runtime=settings.runtime,
-        threads=settings.threads,
-        batch_size=settings.batch_size,
-        seconds=settings.seconds,
-    )
-
-
-def _preprocess(model: Model) -> Preprocess:
-    if model.preprocessing is None:
-        raise InputError(f"model {model.name!r} has no preprocessing: open it with flyweight.load.open")
-    return model.preprocessing
-
-
-def _origin(settings: Settings, splits: Splits) -> Origin:
-    return Origin(settings=settings, classes=splits.evaluation.classes)
 
 
 def _given_plan(settings: Settings) -> Plan | None:

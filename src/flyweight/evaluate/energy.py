@@ -73,7 +73,7 @@ def estimate_energy(macs: int, storage_bytes: int | float, *, operand_bits: int 
         raise ValueError(f"operand_bits must be above 0 and at most 32, got {operand_bits}")
     width = min(bits for bits in MAC_J if bits >= operand_bits)
     method = (
-        f"estimate, Horowitz 2014 at 45 nm: {MAC_J[width] * 1e12:.1f} pJ a {width}-bit multiply-accumulate, "
+        f"Horowitz 2014 at 45 nm: {MAC_J[width] * 1e12:.1f} pJ a {width}-bit multiply-accumulate, "
         f"{DRAM_BYTE_J * 1e12:.0f} pJ a byte of weights, each read once from DRAM; nothing else counted"
     )
     return Energy(joules=macs * MAC_J[width] + storage_bytes * DRAM_BYTE_J, measured=False, method=method)

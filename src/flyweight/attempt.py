@@ -1,0 +1,166 @@
+"""One attempt: a plan carried out, exported, checked, measured and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import final
+
+from torch import Tensor
+
+from flyweight import _atomic
+from flyweight.apply import apply
+from flyweight.core.layer import FLOAT_BITS
+from flyweight.core.plan import Plan
+from flyweight.core.protocols import Task
+from flyweight.core.report import Artifact, Attempt, Parity, Report
+from flyweight.data.examples import Splits
+from flyweight.errors import InputError
+from flyweight.evaluate.evaluate import Preprocess
+from flyweight.evaluate.guarantee import judge
+from flyweight.evaluate.machine import machine, versions
+from flyweight.evaluate.measurement import Conditions, Subject, measure, scored, timed_inputs
+from flyweight.export.artifact import Origin, mark, pack
+from flyweight.export.check import check_parity
+from flyweight.measure.layers import layer_reports, notes_on
+from flyweight.measure.profile import profile
+from flyweight.model import Model
+from flyweight.progress import Progress
+from flyweight.report.write import write_reports
+from flyweight.settings import Settings
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What all attempts share.
+
+    Attributes:
+        settings: Of the run.
+        task: Settled on the data.
+        splits: In the model's order of classes.
+        model: The original.
+        batches: Calibration batches, as model inputs.
+        plans: (name, plan), in the order in which they are tried.
+        original: The original's own artifact, scored.
+        work: A folder for the attempts' files.
+        notes: What the reports say beside their numbers.
+        progress: Told of each stage.
+    """
+
+    settings: Settings
+    task: Task
+    splits: Splits
+    model: Model
+    batches: Sequence[Mapping[str, Tensor]]
+    plans: tuple[tuple[str, Plan], ...]
+    original: Subject
+    work: Path
+    notes: tuple[str, ...]
+    progress: Progress
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """One attempt that got as far as a report."""
+
+    report: Report
+    artifact: Artifact
+    plan: Plan
+
+    def fill(self, folder: Path) -> None:
+        """Write artifact, plan and reports into a folder."""
+        mark(self.artifact, "shipped" if self.report.verdict.shipped else "refused")
+        for file in sorted(self.artifact.path.iterdir()):
+            _atomic.write_bytes(folder / file.name, file.read_bytes())
+        _atomic.write_text(folder / "plan.json", self.plan.to_json())
+        write_reports(self.report, folder)
+
+    def write_to(self, path: Path) -> Path:
+        """The same, as a folder that replaces an earlier one."""
+        with _atomic.new_folder(path, overwrite=True) as folder:
+            self.fill(folder)
+        return path
+
+
+def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tried:
+    """Carry out one plan, export, measure and judge."""
+    settings, progress = run.settings, run.progress
+    with progress.stage(f"Applying {name}"):
+        model = apply(run.model, plan, run.batches)
+    folder = run.work / f"attempt-{len(before)}"
+    folder.mkdir()
+    with progress.stage(f"Exporting {name}"):
+        artifact = pack(model, plan, folder, origin_of(settings, run.splits), "refused")  # until it is judged
+        parity: Parity = check_parity(model, artifact, run.batches[0])
+    compressed = measured_subject(settings, model, artifact, run.task, run.splits, progress=progress)
+    with progress.stage(f"Measuring {name}"):
+        layers = layer_reports(run.model, model, plan, run.batches[0])
+        conditions = _conditions(settings)
+        inputs = timed_inputs(_preprocess(run.model), run.task, run.splits, settings.batch_size)
+        measured = measure(
+            run.original, compressed, run.task, run.splits, inputs=inputs, conditions=conditions
+        )
+    verdict = judge(*measured, settings.budget)
+    outcome = Attempt(
+        name=name,
+        storage_bytes=measured[1].storage_bytes,
+        speedup=measured[2].speedup.value,
+        quality_drop=measured[2].quality_drop.value,
+        outcome="shipped" if verdict.shipped else "; ".join(verdict.reasons),
+    )
+    report = Report(
+        model=run.model.name,
+        task=run.task.name,
+        metric=run.task.metric_name,
+        technique=name,
+        runtime=settings.runtime,
+        original=measured[0],
+        compressed=measured[1],
+        comparison=measured[2],
+        layers=layers,
+        parity=parity,
+        attempts=(*before, outcome),
+        verdict=verdict,
+        notes=(*run.notes, *notes_on(layers, measured[2], settings.budget)),
+        versions=dict(versions()),
+        machine=dict(machine()),
+        settings=settings.to_dict(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return Tried(report, artifact, plan)
+
+
+def measured_subject(
+    settings: Settings, model: Model, artifact: Artifact, task: Task, splits: Splits, *, progress: Progress
+) -> Subject:
+    """The artifact in its runtime, scored on the evaluation split."""
+    session = _conditions(settings).load(artifact)
+    scores = scored(session, _preprocess(model), task, splits, progress=progress)
+    layers = profile(model).layers
+    integer_macs = sum(layer.macs for layer in layers if layer.activation_bits == 8)
+    operand_bits = 8 if 2 * integer_macs > sum(layer.macs for layer in layers) else FLOAT_BITS
+    return Subject(artifact=artifact, session=session, scores=scores, operand_bits=operand_bits)
+
+
+def _conditions(settings: Settings) -> Conditions:
+    return Conditions(
+        runtime=settings.runtime,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        seconds=settings.seconds,
+    )
+
+
+def _preprocess(model: Model) -> Preprocess:
+    if model.preprocessing is None:
+        raise InputError(f"model {model.name!r} has no preprocessing: open it with flyweight.load.open")
+    return model.preprocessing
+
+
+def origin_of(settings: Settings, splits: Splits) -> Origin:
+    """What a manifest says of where the artifact comes from."""
+    return Origin(settings=settings, classes=splits.evaluation.classes)

@@ -30,11 +30,12 @@ def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
     )
 
 
-def affine_encoder(form: AffineForm) -> Encoder:
-    """Encodes a weight in ``form``, keeping the mask of the stage before."""
+def affine_encoder(form: AffineForm, *, least_scale: Tensor | None = None) -> Encoder:
+    """Encodes as `encode_affine` does, keeping the mask of the stage before."""
 
     def encode(weight: Tensor, before: EncodedWeight | None) -> EncodedWeight:
-        return encode_affine(weight, form, None if before is None else before.mask)
+        mask = None if before is None else before.mask
+        return encode_affine(weight, form, mask, least_scale=least_scale)
 
     return encode
 

@@ -123,7 +123,7 @@ def _groups(
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             read[name].append(args[0])
 
-        return layers[name].register_forward_pre_hook(hook)
+        return model.module.get_submodule(name).register_forward_pre_hook(hook)
 
     handles = [record(name) for name in layers]
     try:

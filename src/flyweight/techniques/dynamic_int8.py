@@ -71,7 +71,8 @@ class DynamicInt8:
         """Change ``model`` in place; without batches ``auto`` is ``tensor``."""
         settings = self._checked(decision)
         form = form_of(settings)
-        linear = {n: m for n in decision.layers if isinstance(m := model.module.get_submodule(n), nn.Linear)}
+        found = {name: _inner(model.module.get_submodule(name)) for name in decision.layers}
+        linear = {name: layer for name, layer in found.items() if isinstance(layer, nn.Linear)}
         inputs = _input_forms(model, linear, batches, settings)
         for name in decision.layers:
             layer = attach(model.module, name, affine_encoder(form), self.name)
@@ -105,6 +106,10 @@ def _input_forms(
         fixed = {name: InputForm("tensor") for name in linear if name not in free}
         return fixed | choose(model, free, batches, form_of(settings))
     return dict.fromkeys(linear, InputForm("token" if wanted == "token" else "tensor"))
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    return module.layer if isinstance(module, EncodedLayer) else module
 
 
 @torch.no_grad()

@@ -32,6 +32,9 @@ from flyweight.tensors.ranges import RANGE_METHODS
 if TYPE_CHECKING:
     from flyweight.model import Model
 
+LARGEST_BIAS_CODE = 2.0**30  # half of int32: the rest is for the products
+LEAST_SCALE = 2.0**-100  # its product with an input's scale is still a normal float
+
 
 @final
 class StaticInt8:
@@ -83,15 +86,18 @@ class StaticInt8:
         placement = place(graph, integer, reads_its_own=None if first is None else first.node)
         histograms = observe(graph, batches, placement.own)
         grid = None if first is None else absorb(first, batches)
-        encoder = affine_encoder(form_of(settings))
-        layers = {name: attach(graph, name, encoder, self.name) for name in decision.layers}
         method = _settings.choice(settings, "activation_range_method", RANGE_METHODS)
         parameters = {n: uint8_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
-        if first is not None:
-            layers[first.name].input_quantizer = grid
+        sources = {n: placement.quantizer_of(n.all_input_nodes[0]) for n in called}
+        steps = {str(n.target): 1.0 if s is None else parameters[s][0] for n, s in sources.items()}
+        form = form_of(settings)
+        for name in decision.layers:
+            least = _least_scale(graph.get_submodule(name), steps[name])
+            layer = attach(graph, name, affine_encoder(form, least_scale=least), self.name)
+            if first is not None and name == first.name:
+                layer.input_quantizer = grid
         for node in called:
-            source = placement.quantizer_of(node.all_input_nodes[0])
-            _read_codes(graph, node, 1.0 if source is None else parameters[source][0])
+            _read_codes(graph, node, steps[str(node.target)])
         insert(graph, placement, {n: StaticQuantizer(*p) for n, p in parameters.items()})
         correct(graph, sample, wanted)
         model.module = graph
@@ -108,6 +114,18 @@ def _checked(decision: Decision) -> dict[str, Scalar]:
 def _inner(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     module = module_of(graph, node)
     return module.layer if isinstance(module, EncodedLayer) else module
+
+
+def _least_scale(module: nn.Module, input_scale: float) -> Tensor | None:
+    """(rows,), the least weight scale at which the bias, in steps of the sums, is below `LARGEST_BIAS_CODE`.
+
+    Channels that training let die have weights near 0 and a bias that is not.
+    """
+    layer = module.layer if isinstance(module, EncodedLayer) else module
+    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+        return None
+    bias = torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
+    return (bias.abs() / (input_scale * LARGEST_BIAS_CODE)).clamp_min(LEAST_SCALE)
 
 
 def _read_codes(graph: fx.GraphModule, node: fx.Node, scale: float) -> None:

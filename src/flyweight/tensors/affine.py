@@ -114,17 +114,27 @@ class AffineWeight:
         return values.repeat_interleave(self.form.group_size, 1)[:, : self.codes.shape[1]]
 
 
-def encode_affine(weight: Tensor, form: AffineForm, mask: Bool[Tensor, " ..."] | None = None) -> AffineWeight:
+def encode_affine(
+    weight: Tensor,
+    form: AffineForm,
+    mask: Bool[Tensor, " ..."] | None = None,
+    *,
+    least_scale: Float[Tensor, " rows"] | None = None,
+) -> AffineWeight:
     """Round a weight to nearest, ties to even.
 
     Args:
         weight: (rows, ...); columns are the other axes, flattened.
         form: What to store.
         mask: Of the weight's shape; weights where it is False become 0.
+        least_scale: By channel, the smallest scale allowed; None allows any.
 
     Raises:
-        ValueError: The weight is empty or not finite.
+        ValueError: The weight is empty or not finite, or ``least_scale`` is given for another form than
+            symmetric by channel.
     """
+    if least_scale is not None and not (form.symmetric and form.granularity == "channel"):
+        raise ValueError("least_scale is for symmetric weights with one scale a channel")
     if weight.numel() == 0 or weight.dim() == 0:
         raise ValueError(f"a weight of shape {tuple(weight.shape)} cannot be quantized")
     matrix = weight.detach().float().reshape(weight.shape[0], -1)
@@ -136,6 +146,8 @@ def encode_affine(weight: Tensor, form: AffineForm, mask: Bool[Tensor, " ..."] |
     groups = _groups(matrix, form)
     low, high = range_of(groups, form.grid, form.range_method)
     scale, zero_point = form.grid.scale_and_zero_point(low, high)
+    if least_scale is not None:
+        scale = torch.maximum(scale, least_scale)
     codes = form.grid.quantize(groups, scale[:, None], zero_point[:, None])
     rows, columns = matrix.shape
     codes = codes.reshape(rows, -1)[:, :columns].to(torch.int8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
@@ -44,7 +45,7 @@ class Model:
 
     def clone(self) -> Model:
         """A deep copy of the module; everything else is shared."""
-        return replace(self, module=copy.deepcopy(self.module))
+        return replace(self, module=copied(self.module))
 
     @torch.no_grad()
     def outputs(self, inputs: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
@@ -58,6 +59,13 @@ class Model:
     def output_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the outputs on the example inputs."""
         return [tuple(t.shape) for t in self.outputs()]
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy; without the warning that torch's own graph modules give about torch's own deprecations."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+        return copy.deepcopy(module)
 
 
 def tensors_of(returned: object, model: str) -> tuple[Tensor, ...]:

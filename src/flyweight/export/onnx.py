@@ -7,7 +7,6 @@ as float32.
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from flyweight.export.onnx_graph import clean
 from flyweight.export.onnx_layers import CODES, to_export_form
 from flyweight.export.onnx_ops import OPSET, translations
 from flyweight.measure.graph import doubled, dynamic_shapes
-from flyweight.model import Model
+from flyweight.model import Model, copied
 from flyweight.tensors.affine import SCALE_BITS, AffineWeight
 from flyweight.tensors.encoded import encoded_layers
 
@@ -94,10 +93,9 @@ def _lowered(layer: LayerProfile) -> LayerProfile:
 
 
 def _export_form(module: nn.Module) -> nn.Module:
-    with _quiet():
-        copied = copy.deepcopy(module)
-    to_export_form(copied)
-    return copied
+    form = copied(module)
+    to_export_form(form)
+    return form
 
 
 def _traced(model: Model, module: nn.Module) -> Any:

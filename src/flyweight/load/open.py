@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from flyweight.errors import InputError
 from flyweight.load.classes import in_model_order
 from flyweight.load.huggingface import Pretrained, fetch, is_hub_id, load_folder
 from flyweight.load.pytorch import load_module, prepared
-from flyweight.model import Model
+from flyweight.model import Model, copied
 from flyweight.settings import Settings
 from flyweight.tasks.classification import Classification
 from flyweight.user_code import is_spec, reason
@@ -81,7 +80,7 @@ def open_model(settings: Settings, splits: Splits, task: Task, *, module: nn.Mod
 def _pretrained(settings: Settings, splits: Splits, task: Task, module: nn.Module | None) -> Pretrained:
     spec = settings.model
     if module is not None:
-        return Pretrained(module=prepared(copy.deepcopy(module), spec), preprocessing={})
+        return Pretrained(module=prepared(copied(module), spec), preprocessing={})
     if is_spec(spec):
         weights = None if settings.weights is None else Path(settings.weights)
         loaded = load_module(spec, weights, arguments=settings.model_arguments)

@@ -7,7 +7,6 @@ the user's class.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
 from flyweight.errors import UnsupportedError
-from flyweight.model import Model
+from flyweight.model import Model, copied
 from flyweight.tensors.encoded import EncodedLayer, encoded_layers
 
 ATEN = torch.ops.aten
@@ -51,7 +50,7 @@ def capture(model: Model) -> fx.GraphModule:
     Raises:
         UnsupportedError: The model cannot be traced, for instance because its control flow depends on values.
     """
-    source = copy.deepcopy(model.module).eval()
+    source = copied(model.module).eval()
     encoded = dict(encoded_layers(source))
     for name, layer in encoded.items():
         source.set_submodule(name, layer.layer)

@@ -1,0 +1,82 @@
+"""Layers whose weight is stored encoded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flyweight.errors import UnsupportedError
+from flyweight.techniques._affine import affine_encoder
+from flyweight.tensors.affine import AffineForm
+from flyweight.tensors.encoded import EncodedLayer, attach, encoded_layers, freeze, thaw
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), torch.randn(3, 6)),
+    "conv1d": (nn.Conv1d(2, 4, 3, padding=1), torch.randn(3, 2, 8)),
+    "conv2d": (nn.Conv2d(2, 4, 3, stride=2, groups=2), torch.randn(3, 2, 8, 8)),
+    "reflected": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), torch.randn(3, 2, 8, 8)),
+    "same": (nn.Conv1d(2, 4, 3, padding="same"), torch.randn(3, 2, 8)),
+    "embedding": (nn.Embedding(9, 4), torch.tensor([[1, 2], [0, 8]])),
+}
+
+
+@pytest.mark.parametrize(("layer", "x"), LAYERS.values(), ids=LAYERS.keys())
+def test_encoded_layer_computes_as_the_layer_with_the_decoded_weight(layer, x):
+    root = nn.Sequential(layer)
+    wanted = layer(x)
+    encoded = attach(root, "0", affine_encoder(AffineForm()), "test")
+    got = root(x)
+    assert (got - wanted).norm() / wanted.norm() < 0.02
+    with torch.no_grad():
+        layer.weight.copy_(encoded.encoding().decode())
+    torch.testing.assert_close(root(x), layer(x))
+
+
+def test_gradients_reach_the_float_weight_while_thawed():
+    root = nn.Sequential(nn.Linear(3, 2))
+    layer = attach(root, "0", affine_encoder(AffineForm(bits=2)), "test")
+    root(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.ones(2, 3))
+
+
+def test_frozen_layer_keeps_its_codes_until_it_is_thawed():
+    root = nn.Sequential(nn.Linear(3, 2))
+    layer = attach(root, "0", affine_encoder(AffineForm()), "test")
+    freeze(root)
+    before = layer.encoding().decode()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert torch.equal(layer.encoding().decode(), before)
+    thaw(root)
+    torch.testing.assert_close(layer.encoding().decode(), before * 2)
+
+
+def test_second_encoder_is_added_to_the_first():
+    root = nn.Sequential(nn.Linear(3, 2))
+    one = attach(root, "0", affine_encoder(AffineForm()), "first")
+    two = attach(root, "0", affine_encoder(AffineForm(bits=4)), "second")
+    assert one is two
+    assert [name for name, _ in encoded_layers(root)] == ["0"]
+    assert two.technique == "first+second"
+    assert two.encoding().form.bits == 4
+
+
+def test_integer_bias_is_rounded_to_the_step_of_the_sums():
+    layer = EncodedLayer(nn.Linear(3, 2))
+    layer.encoders = (affine_encoder(AffineForm()),)
+    layer.input_scale, layer.integer_bias = torch.tensor(0.5), True
+    steps = layer.bias() / layer.bias_scale()
+    torch.testing.assert_close(steps, steps.round())
+    assert ((layer.bias() - layer.layer.bias).abs() <= layer.bias_scale() / 2 * 1.001).all()
+
+
+def test_module_that_cannot_be_encoded_is_refused_by_name():
+    root = nn.Sequential(nn.LayerNorm(3))
+    with pytest.raises(UnsupportedError, match="layer '0' is a LayerNorm"):
+        attach(root, "0", affine_encoder(AffineForm()), "test")
+
+
+def test_layer_without_encoder_is_an_error():
+    with pytest.raises(ValueError, match="needs an encoder"):
+        EncodedLayer(nn.Linear(3, 2)).encoding()

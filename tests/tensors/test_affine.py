@@ -41,7 +41,7 @@ def test_minmax_error_is_at_most_half_a_step(form, rows, columns, magnitude, see
     )
     w = weight(seed, rows, columns, magnitude)
     encoded = encode_affine(w, form)
-    # Rounding the zero point moves the covered range by up to half a step; the end that it leaves is off by that.
+    # Rounding the zero point moves the covered range by up to half a step; its end is then off by that too.
     allowed = 0.5001 if form.symmetric else 1.0001
     assert ((encoded.decode() - w).abs() <= over_columns(encoded.scale, form, columns) * allowed).all()
 

@@ -20,6 +20,7 @@ from flyweight.tensors.activation import UINT8_HIGHEST
 from flyweight.tensors.ranges import DEFAULT_PERCENTILE, MSE_SHRINK, MSE_STEPS, RangeMethod
 
 MAX_BINS = 8192
+MAX_INDEX = 2**24  # finer bins than float32 has values
 CALIBRATION_BATCH = 32
 
 
@@ -72,7 +73,8 @@ class Histogram:
 
     def _coarsen_for(self, low: float, high: float) -> None:
         needed = self.exponent
-        while (high - low) / 2.0**needed > MAX_BINS - 2:
+        largest = max(abs(low), abs(high))
+        while (high - low) / 2.0**needed > MAX_BINS - 2 or largest / 2.0**needed > MAX_INDEX:
             needed += 1
         self._coarsen_to(needed)
 

@@ -65,17 +65,44 @@ def test_model_is_left_as_it_is():
     assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
 
 
-def test_layer_called_with_other_settings_is_left_alone():
-    conv = nn.Conv2d(3, 4, 3, padding=1)
-    graph = capture(image_model(Wrapped(lambda self, x: F.conv2d(x, self.conv.weight, stride=2), conv=conv)))
-    assert called(graph) == []
+FUNCTIONS = {
+    "other stride": lambda self, x: F.conv2d(x, self.conv.weight, self.conv.bias, stride=2, padding=1),
+    "default padding": lambda self, x: F.conv2d(x, self.conv.weight, self.conv.bias),
+    "no bias": lambda self, x: F.conv2d(x, self.conv.weight, padding=1),
+    "other bias": lambda self, x: F.conv2d(x, self.conv.weight, self.conv.bias * 2, padding=1),
+    "linear without bias": lambda self, x: F.linear(x, self.fc.weight),
+}
 
 
-def test_padding_that_is_not_zeros_stays_an_operator():
-    model = image_model(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")))
+@pytest.mark.parametrize("forward", FUNCTIONS.values(), ids=FUNCTIONS.keys())
+def test_function_on_the_weight_of_a_layer_is_left_alone(forward):
+    model = image_model(Wrapped(forward, conv=nn.Conv2d(3, 4, 3, padding=1), fc=nn.Linear(6, 2)))
     graph = capture(model)
     assert called(graph) == []
     torch.testing.assert_close(graph(**model.example_inputs), model.outputs()[0])
+
+
+def test_function_that_does_what_the_layer_does_is_the_layer():
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    same = Wrapped(lambda self, x: F.conv2d(x, self.conv.weight, self.conv.bias, padding=1), conv=conv)
+    assert called(capture(image_model(same))) == ["conv"]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_convolution_that_does_not_pad_with_zeros_keeps_its_name(mode):
+    model = image_model(nn.Sequential(nn.Conv2d(3, 4, 3, padding=(1, 2), stride=2, padding_mode=mode)))
+    graph = capture(model)
+    assert called(graph) == ["0"]
+    torch.testing.assert_close(graph(**model.example_inputs), model.outputs()[0])
+
+
+def test_convolution_whose_padding_is_another_is_left_alone():
+    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.conv.weight, self.conv.bias)
+
+    assert called(capture(image_model(Wrapped(forward, conv=conv)))) == []
 
 
 def test_control_flow_on_values_is_refused_with_the_reason():

@@ -32,6 +32,8 @@ _LAYER_OPERATORS: Mapping[Any, tuple[int, int, tuple[type[nn.Module], ...]]] = {
     ATEN.batch_norm.default: (1, 0, BATCH_NORMS),
 }
 
+_DEFAULTS: Mapping[str, int] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # of the operators
+
 
 def dynamic_shapes(model: Model) -> dict[str, dict[int, Any]]:
     """The model's dynamic axes as `torch.export` takes them."""
@@ -141,30 +143,55 @@ def _restore_layer(graph: fx.GraphModule, node: fx.Node, source: nn.Module) -> N
     if attribute != "weight" or not name:
         return
     layer = source.get_submodule(name)
-    if not isinstance(layer, kinds) or not _same_settings(layer, node):
+    read = node.args[input_at]
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode != "zeros":
+        read = _before_padding(layer, read)
+    if read is None or not isinstance(layer, kinds) or not _same_settings(name, layer, node):
         return
     graph.set_submodule(name, layer)
     with graph.graph.inserting_before(node):
-        call = graph.graph.call_module(name, (node.args[input_at],))
+        call = graph.graph.call_module(name, (read,))
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     graph.graph.erase_node(node)
 
 
-def _same_settings(layer: nn.Module, node: fx.Node) -> bool:
+def _before_padding(layer: nn.Conv1d | nn.Conv2d, read: object) -> fx.Node | None:
+    """What was padded, where ``read`` is padded as a layer pads that does not pad with zeros; else None."""
+    if not isinstance(read, fx.Node) or read.target is not ATEN.pad.default or len(read.args) < 3:
+        return None
+    source, amounts, mode = read.args[:3]
+    own = (list(layer._reversed_padding_repeated_twice), layer.padding_mode)
+    same = isinstance(amounts, list | tuple) and (list(amounts), mode) == own
+    return source if same and isinstance(source, fx.Node) else None
+
+
+def _same_settings(name: str, layer: nn.Module, node: fx.Node) -> bool:
     """Whether the operator was called as the layer's own forward calls it."""
+    arguments = {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)}  # type: ignore[union-attr]
+    bias = arguments.get("bias")
+    wanted = None if getattr(layer, "bias", None) is None else f"{name}.bias"
+    if (str(bias.target) if isinstance(bias, fx.Node) else None) != wanted:
+        return False
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return True
+    own = {
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+    }
     if layer.padding_mode != "zeros":
-        return False
-    arguments = {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)}  # type: ignore[union-attr]
-    for name in ("stride", "padding", "dilation", "groups"):
-        given, own = arguments.get(name), getattr(layer, name)
-        if given is not None and (list(given) if isinstance(given, list | tuple) else given) != (
-            list(own) if isinstance(own, tuple) else own
-        ):
-            return False
-    return True
+        own["padding"] = 0
+    axes = len(layer.kernel_size)
+    return all(
+        _on_axes(arguments.get(setting, _DEFAULTS[setting]), axes) == _on_axes(value, axes)
+        for setting, value in own.items()
+    )
+
+
+def _on_axes(setting: Any, axes: int) -> list[Any]:
+    return list(setting) if isinstance(setting, list | tuple) else [setting] * axes
 
 
 def _tidy(graph: fx.GraphModule) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
-from flyweight.errors import InputError
+from flyweight.errors import InputError, UnsupportedError
 from flyweight.measure.calibrate import activation_range, observe, uint8_parameters
 from flyweight.measure.graph import capture, module_of
 from flyweight.techniques import _settings
@@ -70,7 +70,7 @@ class StaticInt8:
 
         Raises:
             InputError: There are no calibration batches.
-            UnsupportedError: The model cannot be traced.
+            UnsupportedError: The model cannot be traced, or not with these layers.
         """
         settings = _checked(decision)
         if not batches:
@@ -79,6 +79,7 @@ class StaticInt8:
             )
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
         called = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in set(decision.layers)]
+        _check_found(decision.layers, called)
         integer = [str(n.target) for n in called if not isinstance(_inner(graph, n), nn.Embedding)]
         sample = joined(batches)
         wanted = mean_outputs(graph, sample, integer) if settings["bias_correction"] else {}
@@ -107,8 +108,18 @@ def _checked(decision: Decision) -> dict[str, Scalar]:
     settings = _settings.complete(decision, StaticInt8.defaults)
     if settings["bits"] != 8:
         raise ValueError(f"static_int8 stores 8 bits, got bits={settings['bits']}; use weight_only for fewer")
+    _settings.choice(settings, "range_method", RANGE_METHODS)
     _settings.choice(settings, "activation_range_method", RANGE_METHODS)
     return settings
+
+
+def _check_found(layers: Sequence[str], called: Sequence[fx.Node]) -> None:
+    lost = sorted(set(layers) - {str(node.target) for node in called})
+    if lost:
+        raise UnsupportedError(
+            f"layer {lost[0]!r} is not found in the traced model: its forward does more than the layer's own; "
+            "leave it out of the plan"
+        )
 
 
 def _inner(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -33,6 +33,7 @@ from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.planner.candidates import candidates
 from flyweight.progress import SILENT, Progress
+from flyweight.run.artifact import open_artifact
 from flyweight.settings import Settings
 from flyweight.tasks.open import open_task, settle
 
@@ -97,7 +98,7 @@ def export(
             artifact = pack(result, plan, folder, origin_of(settings, data), "exported")
             check_parity(result, artifact, batches[0])
         _atomic.write_text(folder / "plan.json", plan.to_json())
-    return artifact
+    return open_artifact(out)
 
 
 def refused_path(out: Path) -> Path:

@@ -1,0 +1,87 @@
+"""Plans worth trying, and the settings they are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from flyweight.core.layer import LayerProfile, ModelProfile
+from flyweight.errors import UnsupportedError
+from flyweight.planner.candidates import candidates, plan_for
+
+
+def known(*operations):
+    layers = [
+        LayerProfile(name=f"{i}", op=op, rows=8, columns=16, macs=128, input_elements=16, output_elements=8)
+        for i, op in enumerate(operations)
+    ]
+    return ModelProfile(model="m", layers=tuple(layers))
+
+
+CONVOLUTIONAL = known("conv2d", "linear")
+LINEAR = known("embedding", "linear")
+
+
+def names(profile, techniques=(), settings=None):
+    return [name for name, _ in candidates(profile, techniques, settings or {})]
+
+
+def test_convolutional_networks_try_static_ranges_first():
+    order = ["static_int8", "dynamic_int8", "weight_only", "weight_only (4 bits)"]
+    assert names(CONVOLUTIONAL) == order
+
+
+def test_other_networks_try_dynamic_ranges_first():
+    assert names(LINEAR) == ["dynamic_int8", "static_int8", "weight_only", "weight_only (4 bits)"]
+
+
+def test_technique_without_layers_is_left_out_of_the_automatic_list():
+    assert "dynamic_int8" not in names(known("conv1d"))
+
+
+def test_named_techniques_are_tried_in_their_order():
+    assert names(LINEAR, ["weight_only", "dynamic_int8"]) == ["weight_only", "dynamic_int8"]
+
+
+def test_named_technique_that_takes_no_layer_is_refused():
+    with pytest.raises(UnsupportedError, match=r"dynamic_int8 takes none of the layers of 'm' \(conv2d\)"):
+        names(known("conv2d"), ["dynamic_int8"])
+
+
+def test_unknown_technique_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"no technique is called 'magic'; known: dynamic_int8, .*"):
+        names(LINEAR, ["magic"])
+
+
+def test_setting_unknown_to_a_named_technique_is_refused():
+    with pytest.raises(ValueError, match="dynamic_int8 has no setting 'group_size'"):
+        names(LINEAR, ["dynamic_int8"], {"group_size": 32})
+
+
+def test_automatic_list_gives_settings_to_those_that_know_them():
+    plans = dict(candidates(LINEAR, (), {"range_method": "mse", "activation_granularity": "token"}))
+    given = {name: dict(plan.decisions[0].settings) for name, plan in plans.items()}
+    assert given == {
+        "dynamic_int8": {"range_method": "mse", "activation_granularity": "token"},
+        "static_int8": {"range_method": "mse"},
+        "weight_only": {"range_method": "mse"},
+    }
+
+
+def test_setting_out_of_range_is_refused_before_any_work():
+    with pytest.raises(ValueError, match=r"bits must be in 2..8, got 12"):
+        names(LINEAR, ["weight_only"], {"bits": 12})
+
+
+def test_group_size_implies_group():
+    plan = plan_for(LINEAR, "weight_only", {"bits": 4, "group_size": 16})
+    assert plan.decisions[0].settings["granularity"] == "group"
+
+
+def test_given_granularity_is_kept():
+    plan = plan_for(LINEAR, "weight_only", {"granularity": "channel", "group_size": 16})
+    assert plan.decisions[0].settings["granularity"] == "channel"
+
+
+def test_plan_has_every_layer_once():
+    plan = plan_for(LINEAR, "weight_only", {})
+    assert [d.layers for d in plan.decisions] == [("0",), ("1",)]

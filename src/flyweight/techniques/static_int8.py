@@ -117,8 +117,8 @@ def _check_found(layers: Sequence[str], called: Sequence[fx.Node]) -> None:
     lost = sorted(set(layers) - {str(node.target) for node in called})
     if lost:
         raise UnsupportedError(
-            f"layer {lost[0]!r} is not found in the traced model, as something else computes with its weight; "
-            "leave it out of the plan"
+            f"layer {lost[0]!r} is not found in the traced model, as something else computes with its "
+            "weight; leave it out of the plan"
         )
 
 

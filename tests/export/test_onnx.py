@@ -1,0 +1,220 @@
+"""What the exported file holds, and what ONNX Runtime makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from flyweight.apply import apply
+from flyweight.core.report import Artifact
+from flyweight.errors import ParityError, UnsupportedError
+from flyweight.export import onnx as exporter
+from flyweight.export.check import check_parity
+from flyweight.export.onnx import OnnxExporter
+from flyweight.measure.profile import profile
+from flyweight.model import Model
+from flyweight.planner.candidates import plan_for
+from flyweight.run.onnxruntime import OnnxRuntime
+from flyweight.testing.strategies import (
+    batches_for,
+    perceptron,
+    residual_network,
+    signal_network,
+    text_network,
+)
+
+INT4, INT8 = onnx.TensorProto.INT4, onnx.TensorProto.INT8
+
+
+def written(model: Model, folder: Path, technique: str | None = None, **settings: Any) -> Artifact:
+    """The file of a model after a technique, checked against the reference."""
+    result = model
+    if technique is not None:
+        plan = plan_for(profile(model), technique, settings)
+        result = apply(model, plan, batches_for(model, size=64))
+    OnnxExporter().export(result, folder / "model.onnx")
+    size = (folder / "model.onnx").stat().st_size
+    files = {"model.onnx": size}
+    artifact = Artifact(path=folder, format="onnx", model_file="model.onnx", files=files, sha256="")
+    check_parity(result, artifact, batches_for(model, count=1)[0])
+    return artifact
+
+
+def fused(artifact: Artifact) -> Counter[str]:
+    """Operators of the graph that ONNX Runtime runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(artifact.path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(artifact.model_path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(artifact.path / "optimized.onnx", load_external_data=False).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def stored(artifact: Artifact) -> Counter[int]:
+    """Elements of all initializers by type."""
+    found: Counter[int] = Counter()
+    for initializer in onnx.load(artifact.model_path).graph.initializer:
+        found[initializer.data_type] += int(np.prod(initializer.dims))
+    return found
+
+
+def weights(model: Model) -> int:
+    return sum(layer.weights for layer in profile(model).layers)
+
+
+@pytest.fixture(scope="module")
+def static_image(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return written(residual_network(), tmp_path_factory.mktemp("image"), "static_int8")
+
+
+def test_static_convolutions_run_on_integers(static_image: Artifact):
+    operators = fused(static_image)
+    assert operators["QLinearConv"] == 3
+    assert operators["QLinearAdd"] == 1
+    assert operators["QLinearGlobalAveragePool"] == 1
+    assert operators["QGemm"] == 1
+    assert not {"Conv", "Gemm", "MatMul", "BatchNormalization", "Relu"} & set(operators)
+
+
+def test_static_weights_are_stored_as_int8_alone(static_image: Artifact):
+    found = stored(static_image)
+    assert found[INT8] >= weights(residual_network())
+    assert found[onnx.TensorProto.FLOAT] < 100
+
+
+def test_static_perceptron_runs_on_integers(tmp_path: Path):
+    operators = fused(written(perceptron(), tmp_path, "static_int8"))
+    assert operators["QGemm"] == 3
+    assert not {"Gemm", "MatMul"} & set(operators)
+
+
+def test_static_signal_network_runs_on_integers(tmp_path: Path):
+    assert fused(written(signal_network(), tmp_path, "static_int8"))["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "token"])
+def test_dynamic_linear_layers_run_on_integers(granularity: str, tmp_path: Path):
+    artifact = written(text_network(), tmp_path, "dynamic_int8", activation_granularity=granularity)
+    operators = fused(artifact)
+    integer = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+    assert sum(operators[name] for name in integer) == 3
+    assert not {"Gemm", "MatMul"} & set(operators)
+
+
+def test_embedding_is_gathered_before_it_is_dequantized(tmp_path: Path):
+    artifact = written(text_network(), tmp_path, "dynamic_int8")
+    graph = onnx.load(artifact.model_path).graph
+    tables = {i.name for i in graph.initializer if i.data_type == INT8 and list(i.dims) == [40, 16]}
+    assert any(node.op_type == "Gather" and node.input[0] in tables for node in graph.node)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_four_bits_by_group_run_as_block_products(symmetric: bool, tmp_path: Path):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    model = Model("wide", layers, {"input": torch.randn(1, 64)})
+    artifact = written(model, tmp_path, "weight_only", bits=4, group_size=32, symmetric=symmetric)
+    assert fused(artifact)["MatMulNBits"] == 2
+    assert stored(artifact)[INT4] >= weights(model)
+
+
+def test_four_bit_convolution_by_group_with_a_short_last_group(tmp_path: Path):
+    artifact = written(residual_network(), tmp_path, "weight_only", bits=4, group_size=7)
+    assert stored(artifact)[INT4] >= weights(residual_network())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bits": 4}, {"bits": 2, "symmetric": False}, {"bits": 4, "group_size": 16}]
+)
+def test_narrow_embedding_tables_run(settings: dict[str, Any], tmp_path: Path):
+    artifact = written(text_network(), tmp_path, "weight_only", **settings)
+    assert stored(artifact)[INT4] >= weights(text_network())
+
+
+def test_dead_channels_run_as_the_reference(tmp_path: Path):
+    model = residual_network()
+    with torch.no_grad():
+        model.module.body.weight[2] *= 1e-20
+        model.module.depthwise.weight[1] = 0
+    written(model, tmp_path, "static_int8")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_convolution_that_does_not_pad_with_zeros_runs(mode: str, tmp_path: Path):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, padding_mode=mode), nn.BatchNorm2d(8), nn.ReLU())
+    model = Model("padded", layers, {"input": torch.randn(1, 3, 8, 8)})
+    written(model, tmp_path, "static_int8")
+
+
+def test_float_file_is_little_more_than_its_weights(tmp_path: Path):
+    model = residual_network()
+    parameters = sum(p.numel() for p in model.module.parameters())
+    assert written(model, tmp_path).nbytes < 4 * parameters + 1500
+
+
+def test_ports_keep_their_names_and_dynamic_axes(tmp_path: Path):
+    session = OnnxRuntime().load(written(text_network(), tmp_path), threads=1)
+    assert [(i.name, i.shape) for i in session.inputs] == [("tokens", ("batch", "length"))]
+    assert [(o.name, o.shape) for o in session.outputs] == [("output", ("batch", 4))]
+    for shape in [(1, 1), (3, 9)]:
+        (output,) = session({"tokens": np.zeros(shape, np.int64)})
+        assert output.shape == (shape[0], 4)
+
+
+def test_several_outputs_are_numbered(tmp_path: Path):
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a + b, a - b
+
+    example = torch.randn(1, 3)
+    session = OnnxRuntime().load(
+        written(Model("two", Two(), {"a": example, "b": example}), tmp_path), threads=1
+    )
+    assert [output.name for output in session.outputs] == ["output", "output_1"]
+
+
+def test_export_is_the_same_each_time(tmp_path: Path):
+    for name in ("one.onnx", "two.onnx"):
+        OnnxExporter().export(perceptron(), tmp_path / name)
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def test_model_is_left_as_it_is(tmp_path: Path):
+    model = apply(perceptron(), plan_for(profile(perceptron()), "weight_only", {}))
+    kinds = [type(m) for m in model.module.modules()]
+    OnnxExporter().export(model, tmp_path / "model.onnx")
+    assert [type(m) for m in model.module.modules()] == kinds
+
+
+def test_model_that_cannot_be_traced_is_refused_by_name(tmp_path: Path):
+    class Branches(nn.Module):
+        def forward(self, input):
+            return input if input.sum() > 0 else -input
+
+    model = Model("branches", Branches(), {"input": torch.randn(1, 3)})
+    with pytest.raises(UnsupportedError, match="model 'branches' cannot be exported to ONNX"):
+        OnnxExporter().export(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_beyond_two_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exporter, "MAX_PROTO_BYTES", 1000)
+    with pytest.raises(UnsupportedError, match="one ONNX file holds 2 GB: choose fewer bits"):
+        OnnxExporter().export(perceptron(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_of_another_model_fails_the_parity_check(tmp_path: Path):
+    artifact = written(perceptron(seed=1), tmp_path)
+    with pytest.raises(ParityError, match="is off from the PyTorch reference"):
+        check_parity(perceptron(seed=2), artifact, batches_for(perceptron(), count=1)[0])

@@ -121,7 +121,7 @@ def test_embedding_is_gathered_before_it_is_dequantized(tmp_path: Path):
 def test_four_bits_by_group_run_as_block_products(symmetric: bool, tmp_path: Path):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
-    model = Model("wide", layers, {"input": torch.randn(1, 64)})
+    model = Model("wide", layers, {"input": torch.randn(1, 6, 64)})
     artifact = written(model, tmp_path, "weight_only", bits=4, group_size=32, symmetric=symmetric)
     assert fused(artifact)["MatMulNBits"] == 2
     assert stored(artifact)[INT4] >= weights(model)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flyweight.errors import UnsupportedError
 from flyweight.export import onnx_ops
 from flyweight.tensors.activation import ChannelQuantizer, DynamicQuantizer, StaticQuantizer
-from flyweight.tensors.affine import AffineWeight
+from flyweight.tensors.affine import AffineWeight, fits_half
 from flyweight.tensors.encoded import EncodedLayer, compute, encoded_layers
 
 CODES = "codes"  # buffers of this name hold codes; the file gives them the width the form asks for
@@ -191,7 +191,9 @@ class _ExportEmbedding(nn.Module):
         self.axis = 1 if by_group else 0
         self.block_size = weight.form.group_size
         self.register_buffer(CODES, _masked_codes(weight))
-        self.register_buffer("scale", _scales(weight.scale, weight.form.granularity))
+        scale = _scales(weight.scale, weight.form.granularity)
+        in_half = scale.dim() == 1 and not self.whole_table and fits_half(scale)
+        self.register_buffer("scale", scale.half() if in_half else scale)
         zero = None if weight.zero_point is None else _scales(weight.zero_point, weight.form.granularity)
         self.register_buffer("zero_point", zero)
 

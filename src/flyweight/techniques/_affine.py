@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flyweight.core.layer import LayerProfile
 from flyweight.core.plan import Scalar
 from flyweight.tensors.affine import AffineForm, encode_affine
-from flyweight.tensors.encoded import EncodedWeight, Encoder
+from flyweight.tensors.encoded import EncodedLayer, EncodedWeight, Encoder
 
 
 def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
@@ -30,14 +30,23 @@ def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
     )
 
 
-def affine_encoder(form: AffineForm, *, least_scale: Tensor | None = None) -> Encoder:
+def affine_encoder(
+    form: AffineForm, *, least_scale: Tensor | None = None, half_scales: bool = False
+) -> Encoder:
     """Encodes as `encode_affine` does, keeping the mask of the stage before."""
 
     def encode(weight: Tensor, before: EncodedWeight | None) -> EncodedWeight:
         mask = None if before is None else before.mask
-        return encode_affine(weight, form, mask, least_scale=least_scale)
+        return encode_affine(weight, form, mask, least_scale=least_scale, half_scales=half_scales)
 
     return encode
+
+
+def encoder_for(root: nn.Module, name: str, form: AffineForm) -> Encoder:
+    """The encoder of the layer at ``name``; the many scales of an embedding are kept in float16."""
+    module = root.get_submodule(name)
+    layer = module.layer if isinstance(module, EncodedLayer) else module
+    return affine_encoder(form, half_scales=isinstance(layer, nn.Embedding))
 
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:

@@ -20,7 +20,7 @@ from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import UnsupportedError
 from flyweight.techniques import _settings
-from flyweight.techniques._affine import affine_encoder, form_of, predicted
+from flyweight.techniques._affine import encoder_for, form_of, predicted
 from flyweight.techniques._dynamic_inputs import InputForm, choose
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.encoded import EncodedLayer, attach
@@ -75,7 +75,7 @@ class DynamicInt8:
         linear = {name: layer for name, layer in found.items() if isinstance(layer, nn.Linear)}
         inputs = _input_forms(model, linear, batches, settings)
         for name in decision.layers:
-            layer = attach(model.module, name, affine_encoder(form), self.name)
+            layer = attach(model.module, name, encoder_for(model.module, name, form), self.name)
             if name in inputs:
                 layer.input_quantizer = DynamicQuantizer(inputs[name].granularity)
                 _smooth(layer, inputs[name].smoothing)

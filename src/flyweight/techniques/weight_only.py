@@ -13,7 +13,7 @@ from torch import Tensor
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.techniques import _settings
-from flyweight.techniques._affine import affine_encoder, form_of, predicted
+from flyweight.techniques._affine import encoder_for, form_of, predicted
 from flyweight.tensors.affine import GRANULARITIES
 from flyweight.tensors.encoded import attach
 from flyweight.tensors.ranges import RANGE_METHODS
@@ -59,7 +59,7 @@ class WeightOnly:
         """Change ``model`` in place; needs no batches."""
         form = form_of(self._checked(decision))
         for name in decision.layers:
-            attach(model.module, name, affine_encoder(form), self.name)
+            attach(model.module, name, encoder_for(model.module, name, form), self.name)
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)

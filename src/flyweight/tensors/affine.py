@@ -16,7 +16,7 @@ from flyweight.tensors.ranges import Grid, RangeMethod, range_of
 
 Granularity = Literal["tensor", "channel", "group"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
-SCALE_BITS = 32  # scales are float32 in every file we write
+SCALE_BITS = 32  # of one scale; a file may hold those of an embedding in 16 where that loses nothing
 
 
 @final
@@ -120,6 +120,7 @@ def encode_affine(
     mask: Bool[Tensor, " ..."] | None = None,
     *,
     least_scale: Float[Tensor, " rows"] | None = None,
+    half_scales: bool = False,
 ) -> AffineWeight:
     """Round a weight to nearest, ties to even.
 
@@ -128,6 +129,8 @@ def encode_affine(
         form: What to store.
         mask: Of the weight's shape; weights where it is False become 0.
         least_scale: By channel, the smallest scale allowed; None allows any.
+        half_scales: Round scales up to float16, which a file can then hold without loss; all stay as they are
+            if one is out of its normal range.
 
     Raises:
         ValueError: The weight is empty or not finite, or ``least_scale`` is given for another form than
@@ -148,12 +151,27 @@ def encode_affine(
     scale, zero_point = form.grid.scale_and_zero_point(low, high)
     if least_scale is not None:
         scale = torch.maximum(scale, least_scale)
+    if half_scales:
+        scale = _rounded_up_to_half(scale)
     codes = form.grid.quantize(groups, scale[:, None], zero_point[:, None])
     rows, columns = matrix.shape
     codes = codes.reshape(rows, -1)[:, :columns].to(torch.int8)
     grid_shape = (1, 1) if form.granularity == "tensor" else (rows, -1)
     zero = None if form.symmetric else zero_point.to(torch.int8).reshape(grid_shape)
     return AffineWeight(codes, scale.reshape(grid_shape), zero, form, tuple(weight.shape), flat_mask)
+
+
+def fits_half(values: Tensor) -> bool:
+    """Whether float16 holds every value exactly."""
+    return bool((values.half().float() == values).all())
+
+
+def _rounded_up_to_half(scale: Float[Tensor, " count"]) -> Float[Tensor, " count"]:
+    half = torch.finfo(torch.float16)
+    if float(scale.min()) < half.tiny or float(scale.max()) > half.max / 2:
+        return scale
+    exact = scale.half().float() == scale
+    return torch.where(exact, scale, (scale * (1 + half.eps)).half().float())
 
 
 def _groups(matrix: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Tensor, "count size"]:

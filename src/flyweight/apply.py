@@ -83,6 +83,8 @@ def _check_names(plan: Plan, known: ModelProfile) -> None:
 
 def _check_promises(expected: ModelProfile, got: ModelProfile) -> None:
     for name, want in expected.by_name.items():
+        if name not in got.by_name:
+            raise ContractError(f"layer {name!r} was lost while the plan was carried out")
         have: LayerProfile = replace(got.by_name[name], tied_to=want.tied_to)
         if abs(have.storage_bytes - want.storage_bytes) > STORAGE_TOLERANCE * want.storage_bytes + 1:
             raise ContractError(

@@ -91,6 +91,7 @@ class StaticInt8:
         parameters = {n: uint8_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
         sources = {n: placement.quantizer_of(n.all_input_nodes[0]) for n in called}
         steps = {str(n.target): 1.0 if s is None else parameters[s][0] for n, s in sources.items()}
+        once = {name for name in steps if sum(n.target == name for n in called) == 1}
         form = form_of(settings)
         for name in decision.layers:
             least = _least_scale(graph.get_submodule(name), steps[name])
@@ -98,9 +99,9 @@ class StaticInt8:
             if first is not None and name == first.name:
                 layer.input_quantizer = grid
         for node in called:
-            _read_codes(graph, node, steps[str(node.target)])
+            _read_codes(graph, node, steps[str(node.target)], integer_bias=node.target in once)
         insert(graph, placement, {n: StaticQuantizer(*p) for n, p in parameters.items()})
-        correct(graph, sample, wanted)
+        correct(graph, sample, {name: mean for name, mean in wanted.items() if name in once})
         model.module = graph
 
 
@@ -139,11 +140,14 @@ def _least_scale(module: nn.Module, input_scale: float) -> Tensor | None:
     return (bias.abs() / (input_scale * LARGEST_BIAS_CODE)).clamp_min(LEAST_SCALE)
 
 
-def _read_codes(graph: fx.GraphModule, node: fx.Node, scale: float) -> None:
-    """Tell a layer the step of its input's codes; its bias joins the integer sums where the kernel can."""
+def _read_codes(graph: fx.GraphModule, node: fx.Node, scale: float, *, integer_bias: bool) -> None:
+    """Tell a layer the step of its input's codes; its bias joins the integer sums where the kernel can.
+
+    A layer that is called twice reads two inputs of different steps: its bias stays float.
+    """
     layer = module_of(graph, node)
     if not isinstance(layer, EncodedLayer) or isinstance(layer.layer, nn.Embedding):
         return
     layer.input_scale = torch.tensor(scale)
     is_matmul = isinstance(layer.layer, nn.Linear) and node.meta["val"].dim() != 2
-    layer.integer_bias = not is_matmul  # no kernel adds an integer bias to a product of more than two axes
+    layer.integer_bias = integer_bias and not is_matmul  # no kernel adds an integer bias to a product of more than two axes

@@ -150,4 +150,5 @@ def _read_codes(graph: fx.GraphModule, node: fx.Node, scale: float, *, integer_b
         return
     layer.input_scale = torch.tensor(scale)
     is_matmul = isinstance(layer.layer, nn.Linear) and node.meta["val"].dim() != 2
-    layer.integer_bias = integer_bias and not is_matmul  # no kernel adds an integer bias to a product of more than two axes
+    # no kernel adds an integer bias to a product of more than two axes
+    layer.integer_bias = integer_bias and not is_matmul

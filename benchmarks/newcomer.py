@@ -52,8 +52,11 @@ class Attempt:
         """Why nothing was shipped; () if something was."""
         if self.exit_code == 0:
             return ()
-        said = processes.last_line(self.message).replace(str(self.out), "OUT")
-        return (f"{name}: ended with exit code {self.exit_code}: {said}",)
+        return (f"{name}: ended with exit code {self.exit_code}: {self.last_line()}",)
+
+    def last_line(self) -> str:
+        """What the command said last, without the machine's paths."""
+        return processes.last_line(self.message).replace(str(self.out), "OUT")
 
     def time_check(self, name: str) -> Check:
         """The newcomer's time against what they are asked to wait."""

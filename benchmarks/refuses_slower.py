@@ -9,7 +9,6 @@ import torch
 from benchmarks import grouped, newcomer, rivals
 from benchmarks.claims import FLOAT, Check, Claim, Context, Outcome
 from benchmarks.float_export import export_float
-from benchmarks.processes import last_line
 from benchmarks.rivals import ONNXRUNTIME
 from benchmarks.timing import call, open_session, timed
 from flyweight.evaluate.timing import speedup
@@ -41,7 +40,7 @@ def run(context: Context) -> Outcome:
         _yes(f"the reason says it is {REASON}", REASON in attempt.message),
         _yes("nothing is left under the name asked for", not attempt.out.exists()),
     )
-    return Outcome(checks=checks, notes=(last_line(attempt.message),), versions=versions)
+    return Outcome(checks=checks, notes=(attempt.last_line(),), versions=versions)
 
 
 def _yes(what: str, held: bool) -> Check:

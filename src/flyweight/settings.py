@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
 from flyweight.core.cost import Budget
@@ -75,7 +75,7 @@ class Settings:
         techniques: Tried in this order; () tries the automatic set.
         technique_settings: Settings given to every technique that knows them, ``{"bits": 4}``.
         plan: A plan file to carry out instead of techniques.
-        budget: What the result has to fit.
+        budget: What the result has to fit; `DEFAULT_QUALITY_DROP` is allowed where it does not say.
         data_settings: See `DataSettings`.
         format: The file format that is written.
         runtime: The runtime that is measured.
@@ -106,6 +106,8 @@ class Settings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.budget.quality_drop is None:
+            object.__setattr__(self, "budget", replace(self.budget, quality_drop=DEFAULT_QUALITY_DROP))
         if self.threads < 0:
             raise ValueError(f"threads must be at least 0, got {self.threads}")
         if self.batch_size < 1:

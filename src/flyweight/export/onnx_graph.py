@@ -14,7 +14,7 @@ from flyweight.export.onnx_layers import CODES
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SPATIAL_AXES = (2, 3)
+SPATIAL_AXES = {2, 3}  # of four
 _MOVES = frozenset({"Slice", "Pad", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool"})
 
 
@@ -60,7 +60,8 @@ def _pool_instead_of_mean(graph: ir.Graph) -> None:
     import onnx_ir as ir
 
     for node in list(graph):
-        if node.op_type != "ReduceMean" or _constant(node, 1) != SPATIAL_AXES:
+        axes = _constant(node, 1) if node.op_type == "ReduceMean" else None
+        if axes is None or {axis % 4 for axis in axes} != SPATIAL_AXES:
             continue
         source, result = node.inputs[0], node.outputs[0]
         if source is None or source.shape is None or len(source.shape) != 4:
@@ -147,7 +148,7 @@ def _constant(node: ir.Node, index: int) -> tuple[int, ...] | None:
     value = node.inputs[index] if len(node.inputs) > index else None
     if value is None or value.const_value is None:
         return None
-    return tuple(int(i) for i in np.sort(value.const_value.numpy().reshape(-1)))
+    return tuple(int(i) for i in value.const_value.numpy().reshape(-1))
 
 
 def _drop_default_attributes(model: ir.Model) -> None:

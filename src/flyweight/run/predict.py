@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flyweight.core.plan import Plan
 from flyweight.data.examples import Examples
 from flyweight.data.preprocessing import Preprocessing
 from flyweight.errors import ArtifactError, InputError, UnsupportedError
@@ -42,7 +43,8 @@ def predict(
         inputs: Raw examples; their targets are not looked at.
         runtime: A name of the catalog.
         threads: Threads of the runtime; 0 is one for each core this process may use.
-        batch_size: Examples in one call of the model; the answers do not depend on it but for rounding.
+        batch_size: Examples in one call of the model. A model with dynamic int8 is given one at a time:
+            its ranges would span the batch, and an answer would depend on the others.
 
     Raises:
         ArtifactError: The artifact is damaged, or its model does not give one row an example.
@@ -59,6 +61,9 @@ def predict(
     prepare = _preprocessing(manifest, artifact.path)
     session = open_runtime(runtime, manifest.format).load(artifact, threads)
     names = [spec.name for spec in manifest.inputs]
+    plan = Plan.from_dict(manifest.plan)
+    if any(decision.technique == "dynamic_int8" for decision in plan.decisions):
+        batch_size = 1
     outputs = [
         _first_output(session(_only(names, prepare(columns))), columns)
         for columns in progress.track(list(_batches(inputs, batch_size)), "answers")

@@ -20,7 +20,14 @@ from flyweight.measure.graph import ATEN, module_of
 
 # fused into the operator before them: the value is rounded after, not before
 _FUSED: frozenset[Any] = frozenset(
-    {ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default}
+    {
+        ATEN.relu.default,
+        ATEN.relu_.default,
+        ATEN.relu6.default,
+        ATEN.relu6_.default,
+        ATEN.hardtanh.default,
+        ATEN.hardtanh_.default,
+    }
 )
 # compute on integers when all their tensor inputs are rounded
 _COMPUTES: frozenset[Any] = frozenset(
@@ -169,7 +176,8 @@ def _layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def insert(graph: fx.GraphModule, placement: Placement, quantizers: dict[fx.Node, torch.nn.Module]) -> None:
     """Round the placed values, in place; ``quantizers`` has one for each node of ``placement.own``."""
     names: dict[fx.Node, str] = {}
-    for index, node in enumerate(placement.own):
+    taken = sum(name.startswith("quantizer_") for name, _ in graph.named_children())  # an earlier decision's
+    for index, node in enumerate(placement.own, taken):
         names[node] = f"quantizer_{index}"
         graph.add_submodule(names[node], quantizers[node])
     for node in [*placement.own, *placement.shared]:

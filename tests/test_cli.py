@@ -109,6 +109,15 @@ def test_what_does_not_fit_is_refused_with_exit_code_three(command: Command):
     assert read_manifest(Path("small-refused")).status == "refused"
 
 
+def test_a_refusal_says_that_the_artifact_that_was_there_stays(command: Command):
+    assert command("export", *NET, "-o", "small")[0] == 0
+    code, _, errors = command("compress", *NET, *FAST, "--max-size", "1kB", "-o", "small", "--overwrite")
+    assert code == 3, errors
+    assert "the artifact that was in small before is still there" in errors
+    assert "nothing is in" not in errors
+    assert read_manifest(Path("small")).status == "exported"
+
+
 def test_techniques_are_listed_with_what_they_do(command: Command):
     code, printed, _ = command("techniques")
     assert code == 0

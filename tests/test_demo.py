@@ -9,6 +9,7 @@ from rich.console import Console
 from flyweight import demo as demo_module
 from flyweight.core.report import Report
 from flyweight.demo import digits, run_demo, train
+from flyweight.errors import InputError
 from flyweight.run.artifact import open_artifact
 
 
@@ -74,3 +75,17 @@ def test_the_demo_leaves_an_artifact_and_its_page(demo: tuple[Report, str, Path]
     assert open_artifact(folder).format == "onnx"
     assert (folder / "report.html").is_file()
     assert str(folder.name) in text
+
+
+@pytest.mark.parametrize("name", ["out", "out-refused"])
+def test_a_folder_of_other_files_is_refused_before_the_network_is_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(demo_module, "train", trained)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "diary.txt").write_text("mine")
+    with pytest.raises(InputError, match=f"{name} holds files that are no artifact"):
+        run_demo(tmp_path / "out", console=Console(file=io.StringIO()))

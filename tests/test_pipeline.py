@@ -153,6 +153,19 @@ def test_existing_folder_is_replaced_only_if_asked(tmp_path: Path):
     assert read_manifest(out).status == "shipped"
 
 
+@pytest.mark.parametrize("name", ["out", "out-refused"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_files_is_refused_before_any_work(
+    name: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline, "_prepare", interrupted)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "diary.txt").write_text("mine")
+    with pytest.raises(InputError, match=f"{name} holds files that are no artifact"):
+        run(tmp_path / "out", overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_export_writes_the_model_as_it_is(tmp_path: Path):
     artifact = export(settings(tmp_path / "out"), module=network(), splits=SPLITS)
     assert artifact == open_artifact(tmp_path / "out")

@@ -86,6 +86,26 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             _unlock(lock)
 
 
+def check_replaceable(target: Path, *, overwrite: bool) -> None:
+    """Nothing, if `new_folder` may make or replace ``target``: called before long work.
+
+    Raises:
+        InputError: It may not: other files are there, or an artifact that is not to be overwritten.
+    """
+    target = Path(os.path.realpath(target))
+    with _writing(target):
+        _check_replaceable(target, overwrite)
+
+
+def holds_artifact(folder: Path) -> bool:
+    """Whether a manifest of ours lies in ``folder``; the rest is not looked at."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return _MARK in file.read(_MARK_WITHIN_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Any failure of the system becomes one sentence about ``path``."""
@@ -166,7 +186,7 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
         raise InputError(f"{target} is read-only; change its permissions or name another folder")
     if next(target.iterdir(), None) is None:
         return
-    if not _holds_artifact(target):
+    if not holds_artifact(target):
         raise InputError(
             f"{target} holds files that are no artifact and is not overwritten; name another folder"
         )
@@ -174,14 +194,6 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
         raise InputError(
             f"{target} holds an artifact already; overwrite it (--overwrite) or name another folder"
         )
-
-
-def _holds_artifact(folder: Path) -> bool:
-    try:
-        with (folder / MANIFEST).open("rb") as file:
-            return _MARK in file.read(_MARK_WITHIN_BYTES)
-    except FileNotFoundError:
-        return False
 
 
 def _claim(target: Path) -> tuple[Path, int | None]:

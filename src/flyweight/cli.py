@@ -13,6 +13,7 @@ from rich.console import Console
 
 import flyweight
 from flyweight import catalog, cli_command
+from flyweight._atomic import holds_artifact
 from flyweight.cli_command import spread
 from flyweight.cli_options import (
     Destination,
@@ -118,10 +119,13 @@ def compress(
     if report.verdict.shipped:
         _tell(f"written to {out}: open {out / 'report.html'}", terminal)
         return 0
-    kept = refused_path(out)
-    _warn(
-        f"refused: {'; '.join(report.verdict.reasons)} (the best attempt is in {kept}, nothing is in {out})"
+    left = (
+        f"the artifact that was in {out} before is still there"
+        if holds_artifact(out)
+        else f"nothing is in {out}"
     )
+    reasons = "; ".join(report.verdict.reasons)
+    _warn(f"refused: {reasons} (the best attempt is in {refused_path(out)}, {left})")
     return REFUSED
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flyweight._atomic import check_replaceable
 from flyweight.core.report import Report
 from flyweight.data.examples import Examples, Splits
 from flyweight.data.splits import split
@@ -68,6 +69,8 @@ def run_demo(out: Path, *, console: Console, progress: Progress = SILENT) -> Rep
     Raises:
         InputError: ``out`` cannot be written, or holds something else.
     """
+    for folder in (out, refused_path(out)):
+        check_replaceable(folder, overwrite=True)
     splits = digits()
     settings = Settings(
         model="flyweight.demo:digits_net",

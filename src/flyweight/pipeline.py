@@ -64,6 +64,7 @@ def compress(
         ValueError: The runtime or format is unknown.
     """
     out = Path(settings.out)
+    _atomic.check_replaceable(refused_path(out), overwrite=True)
     try:
         with _atomic.new_folder(out, overwrite=settings.overwrite) as folder, _workshop() as work:
             run = _prepare(settings, work, module=module, splits=splits, progress=progress)

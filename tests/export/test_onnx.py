@@ -183,6 +183,44 @@ def test_several_outputs_are_numbered(tmp_path: Path):
     assert [output.name for output in session.outputs] == ["output", "output_1"]
 
 
+def transformer() -> Model:
+    """Two encoder layers, whose fused forward reads the weights of their layers itself, and a head."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.blocks = nn.TransformerEncoder(block, 2)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return self.head(self.blocks(input).mean(1))
+
+    torch.manual_seed(0)
+    return Model("transformer", Encoder(), {"input": torch.randn(1, 6, 16)})
+
+
+@pytest.mark.parametrize("technique", [None, "weight_only", "static_int8", "dynamic_int8"])
+def test_transformer_layers_run_as_the_reference(technique: str | None, tmp_path: Path):
+    written(transformer(), tmp_path, technique)
+
+
+def test_weight_that_another_module_reads_is_stored_as_codes(tmp_path: Path):
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(40, 16)
+            self.body = nn.Linear(16, 16)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.body(self.table(tokens)).mean(1)
+            return nn.functional.linear(x, self.table.weight)
+
+    model = Model("lookup", Lookup(), {"tokens": torch.randint(40, (1, 6))})
+    artifact = written(model, tmp_path, "weight_only")
+    assert stored(artifact)[INT8] == 40 * 16 + 16 * 16
+
+
 def test_export_is_the_same_each_time(tmp_path: Path):
     for name in ("one.onnx", "two.onnx"):
         OnnxExporter().export(perceptron(), tmp_path / name)

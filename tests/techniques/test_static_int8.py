@@ -122,7 +122,7 @@ def test_dead_channels_do_not_overflow_the_integer_bias(make, weight):
     for _, layer in encoded_layers(result.module):
         scale = layer.bias_scale()
         if scale is not None:
-            assert (layer.bias() / scale).abs().max() < 2**31
+            assert (layer.bias / scale).abs().max() < 2**31
 
 
 def test_constant_activations_can_be_calibrated():

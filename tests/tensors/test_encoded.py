@@ -37,7 +37,7 @@ def test_gradients_reach_the_float_weight_while_thawed():
     root = nn.Sequential(nn.Linear(3, 2))
     layer = attach(root, "0", affine_encoder(AffineForm(bits=2)), "test")
     root(torch.ones(1, 3)).sum().backward()
-    assert torch.equal(layer.weight.grad, torch.ones(2, 3))
+    assert torch.equal(layer.layer.weight.grad, torch.ones(2, 3))
 
 
 def test_frozen_layer_keeps_its_codes_until_it_is_thawed():
@@ -46,7 +46,7 @@ def test_frozen_layer_keeps_its_codes_until_it_is_thawed():
     freeze(root)
     before = layer.encoding().decode()
     with torch.no_grad():
-        layer.weight.mul_(2)
+        layer.layer.weight.mul_(2)
     assert torch.equal(layer.encoding().decode(), before)
     thaw(root)
     torch.testing.assert_close(layer.encoding().decode(), before * 2)
@@ -66,9 +66,39 @@ def test_integer_bias_is_rounded_to_the_step_of_the_sums():
     layer = EncodedLayer(nn.Linear(3, 2))
     layer.encoders = (affine_encoder(AffineForm()),)
     layer.input_scale, layer.integer_bias = torch.tensor(0.5), True
-    steps = layer.bias() / layer.bias_scale()
+    steps = layer.bias / layer.bias_scale()
     torch.testing.assert_close(steps, steps.round())
-    assert ((layer.bias() - layer.layer.bias).abs() <= layer.bias_scale() / 2 * 1.001).all()
+    assert ((layer.bias - layer.layer.bias).abs() <= layer.bias_scale() / 2 * 1.001).all()
+
+
+def test_weight_and_bias_are_read_as_the_layer_computes_with_them():
+    root = nn.Sequential(nn.Linear(6, 4))
+    layer = attach(root, "0", affine_encoder(AffineForm(bits=4)), "test")
+    layer.input_factors = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 4.0])
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(nn.functional.linear(x, layer.weight, layer.bias), root(x))
+
+
+def test_layer_without_bias_has_none():
+    assert EncodedLayer(nn.Linear(3, 2, bias=False)).bias is None
+    assert EncodedLayer(nn.Embedding(3, 2)).bias is None
+
+
+def test_transformer_layer_computes_with_the_encoded_weights():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    x = torch.randn(2, 5, 8)
+    for name in ("linear1", "linear2"):
+        attach(block, name, affine_encoder(AffineForm(bits=2)), "test")
+    freeze(block)
+    with torch.no_grad():
+        got = block(x)
+        for name in ("linear1", "linear2"):
+            layer = block.get_submodule(name)
+            layer.layer.weight.copy_(layer.encoding().decode())
+            block.set_submodule(name, layer.layer)
+        wanted = block(x)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_module_that_cannot_be_encoded_is_refused_by_name():

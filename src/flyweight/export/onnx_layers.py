@@ -110,7 +110,7 @@ class _ExportLinear(nn.Module):
 
     def __init__(self, layer: EncodedLayer, weight: AffineWeight, name: str) -> None:
         super().__init__()
-        self.bias = _Bias(layer)
+        self.stored_bias = _Bias(layer)
         quantizer = layer.input_quantizer
         self.dynamic = isinstance(quantizer, DynamicQuantizer)
         self.by_token = isinstance(quantizer, DynamicQuantizer) and quantizer.granularity == "token"
@@ -130,21 +130,37 @@ class _ExportLinear(nn.Module):
         zero = None if zero is None else _transposed(_scales(zero, granularity))
         self.register_buffer("zero_point", zero)
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), for modules that read it themselves."""
+        weight = self._dequantized().T
+        return weight if self.factors is None else weight * self.factors
+
+    @property
+    def bias(self) -> Tensor | None:
+        """As it is added, for the same."""
+        bias: Tensor | None = self.stored_bias()
+        return bias
+
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.bias()
+        bias = self.bias
         if self.factors is not None:
             x = x * self.factors
         product: Tensor
         if self.dynamic:
             product = onnx_ops.dynamic_matmul(x, self.codes, self.scale, self.by_token)
             return product if bias is None else product + bias
-        weight: Tensor = onnx_ops.dequantize(
-            self.codes, self.scale, self.zero_point, self.axis, self.block_size
-        )
-        if x.dim() == 2 and bias is not None and self.bias.rounded:
+        weight = self._dequantized()
+        if x.dim() == 2 and bias is not None and self.stored_bias.rounded:
             return torch.addmm(bias, x, weight)  # Gemm, the one form whose bias joins the integer sums
         product = x @ weight
         return product if bias is None else product + bias
+
+    def _dequantized(self) -> Tensor:
+        weight: Tensor = onnx_ops.dequantize(
+            self.codes, self.scale, self.zero_point, self.axis, self.block_size
+        )
+        return weight
 
 
 @final
@@ -160,7 +176,7 @@ class _ExportConvolution(nn.Module):
         self.input_grid = (
             layer.input_quantizer if isinstance(layer.input_quantizer, ChannelQuantizer) else None
         )
-        self.bias = _Bias(layer)
+        self.stored_bias = _Bias(layer)
         self.by_group = weight.form.granularity == "group"
         self.block_size = weight.form.group_size
         codes = _masked_codes(weight)
@@ -169,13 +185,24 @@ class _ExportConvolution(nn.Module):
         zero = None if weight.zero_point is None else _scales(weight.zero_point, weight.form.granularity)
         self.register_buffer("zero_point", zero)
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in, ...)."""
+        axis = 1 if self.by_group else 0
+        weight: Tensor = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, axis, self.block_size)
+        return weight.reshape(self.shape) if self.by_group else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """As it is added."""
+        bias: Tensor | None = self.stored_bias()
+        return bias
+
     def forward(self, x: Tensor) -> Tensor:
         if self.input_grid is not None:
             padded = nn.functional.pad(x, self.input_grid.padding)
             x = onnx_ops.channel_codes(padded, self.input_grid.scale, self.input_grid.zero_point)
-        axis = 1 if self.by_group else 0
-        weight = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, axis, self.block_size)
-        return compute(self.layer, x, weight.reshape(self.shape) if self.by_group else weight, self.bias())
+        return compute(self.layer, x, self.weight, self.bias)
 
 
 @final
@@ -197,9 +224,15 @@ class _ExportEmbedding(nn.Module):
         zero = None if weight.zero_point is None else _scales(weight.zero_point, weight.form.granularity)
         self.register_buffer("zero_point", zero)
 
+    @property
+    def weight(self) -> Tensor:
+        """(entries, width), for modules that read it themselves."""
+        scale = self.scale.float()
+        table: Tensor = onnx_ops.dequantize(self.codes, scale, self.zero_point, self.axis, self.block_size)
+        return table
+
     def forward(self, ids: Tensor) -> Tensor:
         if self.whole_table:
-            table = onnx_ops.dequantize(self.codes, self.scale, self.zero_point, self.axis, self.block_size)
-            return nn.functional.embedding(ids, table)
+            return nn.functional.embedding(ids, self.weight)
         rows: Tensor = onnx_ops.embed(self.codes, self.scale, self.zero_point, ids)
         return rows

@@ -37,7 +37,8 @@ def folded(model: Model) -> Model:
 def weight_sqnr_db(compressed: nn.Module) -> dict[str, float | None]:
     """SQNR of each encoded layer's weight."""
     return {
-        name: sqnr_db(layer.weight, layer.encoding().decode()) for name, layer in encoded_layers(compressed)
+        name: sqnr_db(layer.layer.weight, layer.encoding().decode())
+        for name, layer in encoded_layers(compressed)
     }
 
 

@@ -38,8 +38,9 @@ def profile(model: Model) -> ModelProfile:
     def record(name: str, module: EncodedLayer | Layer) -> torch.utils.hooks.RemovableHandle:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             layer = _profile_of(name, module, args[0], output)
+            weight = _layer_of(module).weight
             before = found.get(name)
-            owner = owners.setdefault(id(module.weight), name)
+            owner = owners.setdefault(id(weight), name)
             layer = replace(layer, tied_to=None if owner == name else owner)
             found[name] = layer if before is None else replace(before, macs=before.macs + layer.macs)
 
@@ -63,8 +64,12 @@ def parameter_count(model: Model) -> int:
     return sum(p.numel() for p in model.module.parameters())
 
 
+def _layer_of(module: EncodedLayer | Layer) -> Layer:
+    return module.layer if isinstance(module, EncodedLayer) else module
+
+
 def _profile_of(name: str, module: EncodedLayer | Layer, x: Tensor, output: Tensor) -> LayerProfile:
-    layer = module.layer if isinstance(module, EncodedLayer) else module
+    layer = _layer_of(module)
     rows, columns = layer.weight.shape[0], layer.weight[0].numel()
     op = _OPERATIONS[type(layer)]
     profile = LayerProfile(

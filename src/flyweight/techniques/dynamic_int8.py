@@ -116,5 +116,5 @@ def _inner(module: nn.Module) -> nn.Module:
 def _smooth(layer: EncodedLayer, factors: Tensor | None) -> None:
     """Move the factors from the input into the weight, in place."""
     if factors is not None:
-        layer.weight.mul_(factors)
+        layer.layer.weight.mul_(factors)
         layer.input_factors = 1 / factors

@@ -83,11 +83,23 @@ class EncodedLayer(nn.Module):
         self.register_buffer("input_factors", None)
         self.integer_bias = False
         self.technique = ""
+        # nn.TransformerEncoderLayer calls no layer that has no hook: it computes with their weights itself.
+        self.register_forward_pre_hook(_no_change)
 
     @property
     def weight(self) -> Tensor:
-        """The float weight."""
-        return self.layer.weight
+        """The weight as it is multiplied by, of the layer's shape, for modules that read it themselves."""
+        weight = self._decoded()
+        return weight if self.input_factors is None else weight * self.input_factors
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias as it is added, for the same; None where there is none."""
+        bias = None if isinstance(self.layer, nn.Embedding) else self.layer.bias
+        scale = None if bias is None else self.bias_scale()
+        if bias is None or scale is None:
+            return bias
+        return straight_through(bias, (bias / scale).round() * scale)
 
     def encoding(self) -> EncodedWeight:
         """The weight as stored.
@@ -99,7 +111,7 @@ class EncodedLayer(nn.Module):
             return self.frozen
         result: EncodedWeight | None = None
         for encoder in self.encoders:
-            result = encoder(self.weight.detach(), result)
+            result = encoder(self.layer.weight.detach(), result)
         if result is None:
             raise ValueError("an encoded layer needs an encoder before it is used")
         return result
@@ -111,23 +123,22 @@ class EncodedLayer(nn.Module):
             return None
         return self.input_scale * encoding.scale.reshape(-1)
 
-    def bias(self) -> Tensor | None:
-        """The bias as it is added."""
-        bias = None if isinstance(self.layer, nn.Embedding) else self.layer.bias
-        scale = None if bias is None else self.bias_scale()
-        if bias is None or scale is None:
-            return bias
-        return straight_through(bias, (bias / scale).round() * scale)
-
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output."""
-        decoded = self.encoding().decode().to(self.weight.dtype)
-        weight = decoded if self.frozen is not None else straight_through(self.weight, decoded)
+        weight = self._decoded()
         if self.input_factors is not None:
             x = x * self.input_factors
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        return compute(self.layer, x, weight, self.bias())
+        return compute(self.layer, x, weight, self.bias)
+
+    def _decoded(self) -> Tensor:
+        decoded = self.encoding().decode().to(self.layer.weight.dtype)
+        return decoded if self.frozen is not None else straight_through(self.layer.weight, decoded)
+
+
+def _no_change(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """A hook that leaves the input as it is."""
 
 
 def compute(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 
@@ -22,9 +23,10 @@ _LOADED = "import json, sys, flyweight; print(json.dumps(sorted(sys.modules)))"
 def run(context: Context) -> Outcome:
     """Time over that of the bare interpreter, in fresh processes, and what is loaded."""
     rounds = 10 if context.quick else 60
-    bare, importing = interleave(
-        [lambda: _python("pass"), lambda: _python("import flyweight")],
+    (bare,), (importing,) = interleave(
+        [lambda: partial(_python, "pass"), lambda: partial(_python, "import flyweight")],
         seconds=1,
+        sessions=1,  # every call is a fresh process
         minimum_rounds=rounds,
         maximum_rounds=rounds,
     )

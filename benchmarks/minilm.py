@@ -135,4 +135,4 @@ def sentence_of(tokens: Any, length: int) -> dict[str, np.ndarray]:
     encoded = tokens([text], truncation=True, max_length=length, return_tensors="np")
     if encoded["input_ids"].shape != (1, length):
         raise ValueError(f"the sentence has {encoded['input_ids'].shape[1]} tokens, not {length}")
-    return dict(encoded)
+    return {name: values.astype(np.int64) for name, values in encoded.items()}

@@ -12,7 +12,7 @@ from benchmarks import minilm, newcomer, rivals
 from benchmarks.claims import FLOAT, OURS, Check, Claim, Context, Outcome, compared
 from benchmarks.float_export import Exporter, export_float
 from benchmarks.rivals import ONNXRUNTIME
-from benchmarks.timing import call, open_session, speed_checks, timed
+from benchmarks.timing import loading, open_session, speed_checks, timed
 
 MEGABYTE = 1e6
 LARGEST_MEGABYTES = 23.0
@@ -46,7 +46,7 @@ def run(context: Context) -> Outcome:
         *_size(files, attempt.storage_bytes()),
         *_similarity(for_quality, minilm.stsb(dev), context),
         *_neighbours(for_quality, context),
-        *_speed(sessions, context),
+        *_speed(files, context),
         attempt.time_check("minilm"),
     ]
     return Outcome(checks=tuple(checks), notes=attempt.notes("minilm"), versions=versions)
@@ -129,15 +129,15 @@ def _neighbours(sessions: Mapping[str, Any], context: Context) -> list[Check]:
     ]
 
 
-def _speed(sessions: Mapping[str, Any], context: Context) -> list[Check]:
+def _speed(files: Mapping[str, Path], context: Context) -> list[Check]:
     """Batch 1 at each length; the bar is about the per-channel files."""
     tokens = minilm.tokenizer()
     checks: list[Check] = []
     for length in LENGTHS:
         sentence = minilm.sentence_of(tokens, length)
-        calls = {name: call(session, minilm.feeds(session, sentence)) for name, session in sessions.items()}
-        samples = timed(calls, seconds=5 if context.quick else 40)
-        per_channel = [name for name in sessions if name.startswith("per channel")]
+        loads = {name: loading(path, context.threads, sentence) for name, path in files.items()}
+        samples = timed(loads, seconds=5 if context.quick else 40)
+        per_channel = [name for name in files if name.startswith("per channel")]
         checks += speed_checks(f"batch 1, {length} tokens", samples, rivals=per_channel)
     return checks
 

@@ -10,7 +10,7 @@ from benchmarks import grouped, newcomer, rivals
 from benchmarks.claims import FLOAT, Check, Claim, Context, Outcome
 from benchmarks.float_export import export_float
 from benchmarks.rivals import ONNXRUNTIME
-from benchmarks.timing import call, open_session, timed
+from benchmarks.timing import loading, timed
 from flyweight.evaluate.timing import speedup
 
 REASON = "slower"
@@ -58,9 +58,8 @@ def _rival_speed(context: Context) -> tuple[Check, dict[str, str]]:
     job = {"model": str(original), "out": str(work), "variants": VARIANTS}
     answer = rivals.run(ONNXRUNTIME, job, arrays={"input": images}, work=work)
     files = {FLOAT: original} | {name: Path(path) for name, path in answer["files"].items()}
-    sessions = {name: open_session(path, context.threads) for name, path in files.items()}
-    calls = {name: call(session, {"input": images[:1]}) for name, session in sessions.items()}
-    samples = timed(calls, seconds=2 if context.quick else 10)
+    loads = {name: loading(path, context.threads, {"input": images[:1]}) for name, path in files.items()}
+    samples = timed(loads, seconds=2 if context.quick else 10)
     speeds = {name: speedup(samples[FLOAT], samples[name]).value for name in answer["files"]}
     what = "speed over fp32 of the fastest int8 rival"
     best = max(speeds.values())

@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.claims import FLOAT, OURS, Check, compared
 from flyweight.evaluate.timing import interleave, speedup
 
-Samples = Mapping[str, Sequence[float]]  # candidate to seconds, one a round
+Loads = Mapping[str, Callable[[], Callable[[], object]]]  # candidate to what gives the call to time
+Samples = Mapping[str, Sequence[Sequence[float]]]  # candidate to seconds, by session and round
 
 
 def open_session(path: Path, threads: int) -> Any:
@@ -25,14 +26,20 @@ def open_session(path: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def call(session: Any, feed: Mapping[str, np.ndarray]) -> Callable[[], object]:
-    """One run of the session on ``feed``, input name to array."""
-    return lambda: session.run(None, feed)
+def loading(path: Path, threads: int, feed: Mapping[str, np.ndarray]) -> Callable[[], Callable[[], object]]:
+    """Opens the file anew, and gives one run of it on what it takes of ``feed``, input name to array."""
+
+    def load() -> Callable[[], object]:
+        session = open_session(path, threads)
+        given = {value.name: feed[value.name] for value in session.get_inputs()}
+        return lambda: session.run(None, given)
+
+    return load
 
 
-def timed(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> Samples:
-    """Seconds of each candidate's call, one a round; every round calls all of them."""
-    return dict(zip(calls, interleave(list(calls.values()), seconds=seconds), strict=True))
+def timed(loads: Loads, *, seconds: float) -> Samples:
+    """Seconds of each candidate's call; every round calls all of them, every session loads all anew."""
+    return dict(zip(loads, interleave(list(loads.values()), seconds=seconds), strict=True))
 
 
 def speed_checks(where: str, samples: Samples, *, rivals: Sequence[str]) -> tuple[Check, Check]:

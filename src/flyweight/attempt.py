@@ -19,7 +19,7 @@ from flyweight.core.report import Artifact, Attempt, Parity, Report
 from flyweight.data.examples import Splits
 from flyweight.errors import InputError
 from flyweight.evaluate.evaluate import Preprocess
-from flyweight.evaluate.guarantee import judge
+from flyweight.evaluate.guarantee import caveats, judge
 from flyweight.evaluate.machine import machine, versions
 from flyweight.evaluate.measurement import Conditions, Subject, measure, scored, timed_inputs
 from flyweight.export.artifact import Origin, mark, pack
@@ -29,6 +29,7 @@ from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.progress import Progress
 from flyweight.report.write import write_reports
+from flyweight.run.artifact import read_manifest
 from flyweight.settings import Settings
 
 
@@ -125,7 +126,12 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
         parity=parity,
         attempts=(*before, outcome),
         verdict=verdict,
-        notes=(*run.notes, *notes_on(layers, measured[2], settings.budget)),
+        notes=(
+            *run.notes,
+            *notes_on(layers),
+            *_interaction_note(artifact, settings),
+            *caveats(measured[2], settings.budget),
+        ),
         versions=dict(versions()),
         machine=dict(machine()),
         settings=settings.to_dict(),
@@ -134,16 +140,25 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
     return Tried(report, artifact, plan)
 
 
+def _interaction_note(artifact: Artifact, settings: Settings) -> tuple[str, ...]:
+    if not read_manifest(artifact.path).examples_interact:
+        return ()
+    speed = f"; speed was measured at {settings.batch_size} a call" if settings.batch_size > 1 else ""
+    return (
+        "the ranges of its activations span all examples of a call: quality was measured one example a call, "
+        f"as flyweight run answers{speed}",
+    )
+
+
 def measured_subject(
     settings: Settings, model: Model, artifact: Artifact, task: Task, splits: Splits, *, progress: Progress
 ) -> Subject:
     """The artifact in its runtime, scored on the evaluation split."""
-    session = _conditions(settings).load(artifact)
-    scores = scored(session, _preprocess(model), task, splits, progress=progress)
+    scores = scored(artifact, _conditions(settings), _preprocess(model), task, splits, progress=progress)
     layers = profile(model).layers
     integer_macs = sum(layer.macs for layer in layers if layer.activation_bits == 8)
     operand_bits = 8 if 2 * integer_macs > sum(layer.macs for layer in layers) else FLOAT_BITS
-    return Subject(artifact=artifact, session=session, scores=scores, operand_bits=operand_bits)
+    return Subject(artifact=artifact, scores=scores, operand_bits=operand_bits)
 
 
 def _conditions(settings: Settings) -> Conditions:

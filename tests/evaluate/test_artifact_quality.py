@@ -55,6 +55,7 @@ def made(tmp_path: Path) -> Path:
         settings={"data": str(tmp_path / "data.npz"), "seed": 5, "inputs": [], "threads": 8},
         parameters=0,
         macs=0,
+        examples_interact=False,
         created="2025-01-01T00:00:00Z",
         flyweight="0.1.0",
     )

@@ -29,29 +29,36 @@ def test_joules_are_the_mean_of_packages_and_memory_without_the_cores_inside(tmp
         for counter, used in ((package, 70), (memory, 30), (cores, 50), (whole, 500)):
             spend(counter, used)
 
-    energy = measure_energy(call, seconds=1e-9, root=tmp_path)
+    energy = measure_energy(call, examples=1, seconds=1e-9, root=tmp_path)
     assert energy is not None
     assert energy.measured
     assert energy.joules == pytest.approx(100e-6)
     assert "dram, package-0" in energy.method
 
 
+def test_joules_are_those_of_one_example_of_a_batch(tmp_path):
+    counter = domain(tmp_path, "intel-rapl:0", "package-0", 100)
+    energy = measure_energy(lambda: spend(counter, 80), examples=4, seconds=1e-9, root=tmp_path)
+    assert energy is not None
+    assert energy.joules == pytest.approx(20e-6)
+
+
 def test_a_counter_that_wraps_is_counted_on(tmp_path):
     counter = domain(tmp_path, "intel-rapl:0", "package-0", 999_990)
-    energy = measure_energy(lambda: spend(counter, 40), seconds=1e-9, root=tmp_path)
+    energy = measure_energy(lambda: spend(counter, 40), examples=1, seconds=1e-9, root=tmp_path)
     assert energy is not None
     assert energy.joules == pytest.approx(40e-6)
 
 
 def test_without_usable_counters_nothing_is_measured(tmp_path):
-    assert measure_energy(lambda: None, seconds=1e-9, root=tmp_path) is None
+    assert measure_energy(lambda: None, examples=1, seconds=1e-9, root=tmp_path) is None
     counter = domain(tmp_path, "intel-rapl:0", "package-0", 5)
-    assert measure_energy(lambda: None, seconds=1e-9, root=tmp_path) is None  # it stands still
+    assert measure_energy(lambda: None, examples=1, seconds=1e-9, root=tmp_path) is None  # it stands still
     (counter.parent / "max_energy_range_uj").unlink()
-    assert measure_energy(lambda: counter.write_text("1"), seconds=1e-9, root=tmp_path) is None
+    assert measure_energy(lambda: counter.write_text("1"), examples=1, seconds=1e-9, root=tmp_path) is None
     counter.unlink()
     counter.mkdir()  # cannot be read as a file, whoever runs the test
-    assert measure_energy(lambda: None, seconds=1e-9, root=tmp_path) is None
+    assert measure_energy(lambda: None, examples=1, seconds=1e-9, root=tmp_path) is None
 
 
 @pytest.mark.parametrize(("bits", "picojoules"), [(4, 0.3), (8, 0.3), (16, 1.5), (32, 4.6)])

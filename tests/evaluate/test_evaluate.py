@@ -5,7 +5,7 @@ import pytest
 
 from flyweight.data.examples import Examples, Splits
 from flyweight.errors import InputError
-from flyweight.evaluate.evaluate import Evaluated, compare, evaluate, run_session
+from flyweight.evaluate.evaluate import Evaluated, compare, evaluate
 from flyweight.tasks.classification import Classification
 
 
@@ -25,11 +25,6 @@ def splits_of(texts):
 
 
 TEXTS = ["a" * n for n in (5, 1, 4, 2, 2, 9, 3)]
-
-
-def test_run_session_joins_the_first_outputs():
-    batches = [{"x": np.array([1.0])}, {"x": np.array([2.0, 3.0])}]
-    assert run_session(odd_or_even, batches).tolist() == [[0, 1], [1, 0], [0, 1]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
@@ -90,8 +85,8 @@ def test_compare_sets_both_sides_against_each_other():
     wrong = evaluate(lambda i: [odd_or_even(i)[0][:, ::-1]], lengths, Classification(), data)
     found = compare(
         Classification(),
-        Evaluated(scores=right, samples_s=[2.0] * 30, storage_bytes=100),
-        Evaluated(scores=wrong, samples_s=[1.0] * 30, storage_bytes=40),
+        Evaluated(scores=right, samples_s=[[2.0] * 30] * 2, storage_bytes=100),
+        Evaluated(scores=wrong, samples_s=[[1.0] * 30] * 2, storage_bytes=40),
         data.evaluation,
     )
     assert (found.size_ratio, found.speedup.value, found.quality_drop.value) == (2.5, 2, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from flyweight.core.cost import Budget
 from flyweight.core.report import Comparison, Energy, Estimate, Latency, Measurement, PairedTest
-from flyweight.evaluate.guarantee import judge, shortfall
+from flyweight.evaluate.guarantee import caveats, judge, shortfall
 
 
 def measured(storage_bytes=1000, p50_s=0.010, peak=None, energy=None):
@@ -111,6 +111,26 @@ def test_all_reasons_are_told():
 
 def test_noise_alone_does_not_refuse():
     assert verdict(comparison=compared(speedup=(0.97, 0.9, 1.01))).shipped
+
+
+def test_two_percent_are_put_down_to_the_machine():
+    assert verdict(comparison=compared(speedup=(0.985, 0.981, 0.989))).shipped
+    assert not verdict(comparison=compared(speedup=(0.97, 0.965, 0.975))).shipped
+
+
+def test_speed_below_the_original_that_is_shipped_is_noted():
+    (note,) = caveats(compared(speedup=(0.985, 0.97, 0.99)), ALLOWED)
+    assert "0.98 times its speed (95 % interval 0.97 to 0.99" in note
+    (note,) = caveats(compared(speedup=(0.5, 0.4, 0.6)), Budget(latency_s=1.0, quality_drop=0.01))
+    assert note.startswith(
+        "it is slower than the original, 0.50 times its speed (95 % interval 0.40 to 0.60)"
+    )
+    assert caveats(compared(drop=(0.0, 0.0, 0.0)), ALLOWED) == ()
+
+
+def test_drop_that_the_examples_do_not_prove_is_noted():
+    (note,) = caveats(compared(drop=(0.005, -0.01, 0.02)), ALLOWED)
+    assert "100 examples do not prove it: the 95 % interval reaches 0.02" in note
 
 
 def test_given_latency_replaces_the_comparison_with_the_original():

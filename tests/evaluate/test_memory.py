@@ -39,6 +39,7 @@ def artifact(folder):
         plan=Plan("wide").to_dict(),
         parameters=WIDTH**2,
         macs=WIDTH**2,
+        examples_interact=False,
         created="",
         flyweight="0",
     )

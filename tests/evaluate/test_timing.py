@@ -1,6 +1,7 @@
 """Timing with calls of known length, and the interval of a speedup by simulation."""
 
 import gc
+import math
 import time
 
 import numpy as np
@@ -9,30 +10,57 @@ import pytest
 from flyweight.evaluate.timing import WARM_UP_ROUNDS, interleave, latency, speedup
 
 
+def load(call):
+    return lambda: call
+
+
 def test_each_round_makes_each_call_once_in_changing_order():
     made = []
-    samples = interleave([lambda: made.append(0), lambda: made.append(1)], seconds=1e-9, minimum_rounds=40)
+    samples = interleave(
+        [load(lambda: made.append(0)), load(lambda: made.append(1))],
+        seconds=1e-9,
+        sessions=1,
+        minimum_rounds=40,
+    )
     rounds = np.array(made[2 * WARM_UP_ROUNDS :]).reshape(-1, 2)
-    assert [len(s) for s in samples] == [40, 40]
+    assert [len(s) for (s,) in samples] == [40, 40]
     assert (rounds.sum(axis=1) == 1).all()
     assert 8 < (rounds[:, 0] == 0).sum() < 32
 
 
-def test_samples_belong_to_their_call():
-    fast, slow = interleave([lambda: None, lambda: time.sleep(0.002)], seconds=1e-9, minimum_rounds=5)
-    assert np.median(fast) < 0.002 <= min(slow)
+def test_every_session_loads_all_anew_and_in_the_other_direction():
+    loaded = []
+
+    def loads(name):
+        def fresh():
+            loaded.append(name)
+            return lambda: None
+
+        return fresh
+
+    samples = interleave([loads("a"), loads("b")], seconds=1e-9, sessions=3, minimum_rounds=2)
+    assert loaded == ["a", "b", "b", "a", "a", "b"]
+    assert [[len(session) for session in call] for call in samples] == [[2, 2, 2], [2, 2, 2]]
+
+
+def test_samples_belong_to_their_call_in_every_session():
+    fast, slow = interleave(
+        [load(lambda: None), load(lambda: time.sleep(0.002))], seconds=1e-9, sessions=2, minimum_rounds=5
+    )
+    assert np.median(fast) < 0.002 <= min(map(min, slow))
 
 
 def test_rounds_stop_at_the_time_given_and_at_the_maximum():
-    (timed,) = interleave([lambda: time.sleep(0.002)], seconds=0.05, minimum_rounds=1)
-    assert 1 <= len(timed) <= 26
-    (counted,) = interleave([lambda: None], seconds=60.0, minimum_rounds=1, maximum_rounds=7)
-    assert len(counted) == 7
+    (timed,) = interleave([load(lambda: time.sleep(0.002))], seconds=0.05, sessions=2, minimum_rounds=1)
+    assert 2 <= sum(map(len, timed)) <= 27
+    (counted,) = interleave([load(lambda: None)], seconds=60.0, sessions=2, maximum_rounds=9)
+    assert [len(session) for session in counted] == [9, 9]
 
 
 def test_garbage_collection_is_off_meanwhile_and_on_again_also_after_an_error():
     seen = []
-    interleave([lambda: seen.append(gc.isenabled())], seconds=1e-9, minimum_rounds=1, maximum_rounds=1)
+    record = load(lambda: seen.append(gc.isenabled()))
+    interleave([record], seconds=1e-9, sessions=1, minimum_rounds=1, maximum_rounds=1)
     assert seen[-1] is False
     assert gc.isenabled()
 
@@ -42,56 +70,68 @@ def test_garbage_collection_is_off_meanwhile_and_on_again_also_after_an_error():
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        interleave([fail_later], seconds=1e-9)
+        interleave([load(fail_later)], seconds=1e-9)
     assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
-    ("calls", "seconds", "minimum"),
-    [([], 1.0, 1), ([print], 0.0, 1), ([print], 1.0, 0), ([print], 1.0, 6000)],
+    "given",
+    [
+        {"loads": [], "seconds": 1.0},
+        {"loads": [load(print)], "seconds": 0.0},
+        {"loads": [load(print)], "seconds": 1.0, "sessions": 0},
+        {"loads": [load(print)], "seconds": 1.0, "minimum_rounds": 0},
+        {"loads": [load(print)], "seconds": 1.0, "minimum_rounds": 10, "maximum_rounds": 9},
+    ],
 )
-def test_nothing_to_time_or_numbers_out_of_range_are_refused(calls, seconds, minimum):
+def test_nothing_to_time_or_numbers_out_of_range_are_refused(given):
     with pytest.raises(ValueError, match=r"nothing to time|seconds must be"):
-        interleave(calls, seconds=seconds, minimum_rounds=minimum)
+        interleave(given.pop("loads"), **given)
 
 
-def test_latency_is_median_and_95th_percentile():
-    found = latency([float(i) for i in range(101)], 4, threads=2)
+def test_latency_is_median_and_95th_percentile_over_all_sessions():
+    found = latency(
+        [[float(i) for i in range(0, 101, 2)], [float(i) for i in range(1, 101, 2)]], 4, threads=2
+    )
     assert (found.p50_s, found.p95_s, found.batch_size, found.threads) == (50, 95, 4, 2)
     assert len(found.samples_s) == 101
 
 
 def test_speedup_of_a_steady_pair_is_exact():
-    estimate = speedup([2.0] * 30, [1.0] * 30)
-    assert (estimate.value, estimate.low, estimate.high) == (2, 2, 2)
+    estimate = speedup([[2.0] * 30] * 3, [[1.0] * 30] * 3)
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((2, 2, 2))
 
 
 def test_speedup_takes_the_ratio_of_each_round():
     drift = np.linspace(1, 50, 100)  # a machine that gets slower hits both alike
-    estimate = speedup(list(3 * drift), list(2 * drift))
+    estimate = speedup([list(3 * drift)] * 2, [list(2 * drift)] * 2)
     assert (estimate.low, estimate.high) == pytest.approx((1.5, 1.5))
 
 
-def autocorrelated(generator, rounds):
-    """A first-order autoregression with coefficient 0.7."""
-    noise = generator.normal(size=rounds)
-    for i in range(1, rounds):
-        noise[i] += 0.7 * noise[i - 1]
-    return noise
+def test_speedup_interval_is_students_of_the_logarithms():
+    ratios = [1.0, 1.1, 1.3]
+    estimate = speedup([[r] * 5 for r in ratios], [[1.0] * 5] * 3)
+    logs = np.log(ratios)
+    half = 4.302653 * logs.std(ddof=1) / math.sqrt(3)  # t of 2 degrees of freedom at 0.975
+    expected = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx(tuple(expected), rel=1e-6)
 
 
-def test_speedup_interval_holds_the_truth_under_autocorrelated_noise():
+def test_speedup_interval_holds_the_truth_when_each_session_has_its_own_pace():
     held = 0
-    for seed in range(40):
+    for seed in range(200):
         generator = np.random.default_rng(seed)
-        before = 1.3 * np.exp(0.1 * autocorrelated(generator, 400))
-        estimate = speedup(list(before), [1.0] * 400)
+        pace = np.exp(0.02 * generator.normal(size=5))
+        before = [list(1.3 * p * np.exp(0.1 * generator.normal(size=100))) for p in pace]
+        estimate = speedup(before, [[1.0] * 100] * 5)
         held += estimate.low <= 1.3 <= estimate.high
-    assert held >= 33  # nominally 38; resampling single rounds holds it 27 times
+    assert held >= 180  # nominally 190; an interval from the rounds alone holds it 90 times
 
 
-def test_rounds_that_do_not_match_are_refused():
-    with pytest.raises(ValueError, match="got 2 and 1"):
-        speedup([1.0, 2.0], [1.0])
+def test_sessions_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match=r"got \[2, 1\] and \[1, 1\]"):
+        speedup([[1.0, 2.0], [1.0]], [[1.0], [1.0]])
+    with pytest.raises(ValueError, match="at least 2 sessions"):
+        speedup([[1.0]], [[1.0]])
     with pytest.raises(ValueError, match="not above 0 s"):
-        speedup([1.0], [0.0])
+        speedup([[1.0], [1.0]], [[0.0], [1.0]])

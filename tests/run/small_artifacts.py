@@ -83,6 +83,7 @@ def manifest(**changes: Any) -> Manifest:
         versions={"onnx": "1.0"},
         parameters=6,
         macs=6,
+        examples_interact=False,
         created="2025-01-01T00:00:00Z",
         flyweight="0.1.0",
     )

@@ -55,7 +55,7 @@ class Latency:
     Attributes:
         p50_s: Median.
         p95_s: 95th percentile.
-        samples_s: One value a round, in the order measured.
+        samples_s: One value a round, in the order measured, session after session.
         batch_size: Examples in one call.
         threads: Threads the runtime was given.
     """
@@ -69,7 +69,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Energy of one forward pass. Says whether it was measured, and how it was found."""
+    """Energy of one example. Says whether it was measured, and how it was found."""
 
     joules: float
     measured: bool

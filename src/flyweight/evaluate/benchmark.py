@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -14,7 +14,6 @@ from flyweight.core.report import Artifact, Estimate, Latency
 from flyweight.data.preprocessing import Preprocessing
 from flyweight.data.text_steps import Tokenize
 from flyweight.errors import InputError
-from flyweight.evaluate.evaluate import Session
 from flyweight.evaluate.measurement import Conditions
 from flyweight.evaluate.memory import peak_rss_bytes
 from flyweight.evaluate.timing import interleave, latency, speedup
@@ -67,10 +66,9 @@ def benchmark(
     """
     artifacts = [open_artifact(path) for path in paths]
     inputs = [_inputs(artifact, conditions.batch_size, length) for artifact in artifacts]
-    sessions = [conditions.load(artifact) for artifact in artifacts]
     with progress.stage(f"Timing for {conditions.seconds:g} s"):
         samples = interleave(
-            [_call(session, given) for session, given in zip(sessions, inputs, strict=True)],
+            [conditions.loading(artifact, given) for artifact, given in zip(artifacts, inputs, strict=True)],
             seconds=conditions.seconds,
         )
     with progress.stage("Measuring memory"):
@@ -88,10 +86,6 @@ def benchmark(
         )
         for path, artifact, taken, peak in zip(paths, artifacts, samples, peaks, strict=True)
     )
-
-
-def _call(session: Session, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-    return lambda: session(inputs)
 
 
 def _inputs(artifact: Artifact, batch_size: int, length: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Energy of one forward pass: read from the processor's counters, or else estimated, and said which.
+"""Energy of one example: read from the processor's counters, or else estimated, and said which.
 
 Source: Horowitz 2014, doi:10.1109/ISSCC.2014.6757323, figure 1.1.9 (45 nm, 0.9 V).
 """
@@ -18,8 +18,10 @@ MAC_J = {8: 0.3e-12, 16: 1.5e-12, 32: 4.6e-12}
 DRAM_BYTE_J = 640e-12 / 4  # 640 pJ for 32 bits: 1.3 nJ for 64 bits, the low end of the paper's range
 
 
-def measure_energy(call: Callable[[], object], *, seconds: float, root: Path = RAPL_ROOT) -> Energy | None:
-    """Mean energy of one call from the RAPL counters; None where there are none, or they may not be read.
+def measure_energy(
+    call: Callable[[], object], *, examples: int, seconds: float, root: Path = RAPL_ROOT
+) -> Energy | None:
+    """Mean energy of one example from the RAPL counters; None where there are none, or they may not be read.
 
     The counters are of whole processor packages (and of memory where they have it), so other programs and
     idle power are in it: compare two models on a quiet machine only.
@@ -28,14 +30,15 @@ def measure_energy(call: Callable[[], object], *, seconds: float, root: Path = R
 
     Args:
         call: One forward pass.
+        examples: In one call.
         seconds: Time to repeat it for.
         root: Where the kernel shows the counters.
 
     Raises:
-        ValueError: ``seconds`` is not above 0.
+        ValueError: ``seconds`` is not above 0, or ``examples`` below 1.
     """
-    if seconds <= 0:
-        raise ValueError(f"seconds must be above 0, got {seconds}")
+    if seconds <= 0 or examples < 1:
+        raise ValueError(f"seconds must be above 0 and examples at least 1, got {seconds} and {examples}")
     domains = _domains(root)
     before = _read(domains)
     if not before:
@@ -50,7 +53,7 @@ def measure_energy(call: Callable[[], object], *, seconds: float, root: Path = R
         return None
     names = ", ".join(sorted({domains[domain] for domain in before}))
     method = f"RAPL counters of {names}, idle power included, mean of {calls} calls"
-    return Energy(joules=sum(used) * 1e-6 / calls, measured=True, method=method)
+    return Energy(joules=sum(used) * 1e-6 / (calls * examples), measured=True, method=method)
 
 
 def estimate_energy(macs: int, storage_bytes: int | float, *, operand_bits: int | float) -> Energy:
@@ -59,8 +62,8 @@ def estimate_energy(macs: int, storage_bytes: int | float, *, operand_bits: int 
     Activations are taken to stay in caches, and control and idle power to be free.
 
     Args:
-        macs: Multiply-accumulates of one pass.
-        storage_bytes: Bytes of the weights.
+        macs: Multiply-accumulates of one example.
+        storage_bytes: Bytes of the weights; those of a batch's share where several examples share a pass.
         operand_bits: Bits of the wider operand of a multiplication: 32 for weights of 4 bits that are
             multiplied with float32 activations. Priced as the next of 8, 16 (float) and 32 (float).
 

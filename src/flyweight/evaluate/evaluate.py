@@ -16,11 +16,14 @@ from flyweight.evaluate.slices import slices
 from flyweight.evaluate.statistics import agreement, paired_bootstrap, paired_test
 from flyweight.evaluate.timing import speedup
 from flyweight.progress import SILENT, Progress
+from flyweight.run.manifest import Manifest
 from flyweight.tasks.scores import Scores
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]  # input name to (batch, ...)
 Session: TypeAlias = Callable[[Arrays], Sequence[np.ndarray]]
 Preprocess: TypeAlias = Callable[[Mapping[str, Any]], Arrays]  # columns of Examples.inputs to model inputs
+
+EXAMPLES_A_CALL = 32
 
 
 @final
@@ -30,12 +33,12 @@ class Evaluated:
 
     Attributes:
         scores: On the evaluation split.
-        samples_s: Seconds of each timed round, interleaved with the other side's.
+        samples_s: Seconds of each timed round, one list a session, interleaved with the other side's.
         storage_bytes: All files the device needs.
     """
 
     scores: Scores
-    samples_s: Sequence[float]
+    samples_s: Sequence[Sequence[float]]
     storage_bytes: int
 
     def __post_init__(self) -> None:
@@ -43,15 +46,9 @@ class Evaluated:
             raise ValueError(f"storage_bytes must be above 0, got {self.storage_bytes}")
 
 
-def run_session(
-    session: Session, batches: Sequence[Arrays], *, progress: Progress = SILENT, label: str = "Running"
-) -> np.ndarray:
-    """The first outputs of all batches joined on axis 0, (examples, ...).
-
-    Raises:
-        InputError: A batch's output lacks examples, or differs in shape from the one before.
-    """
-    return _joined([_first_output(session, batch) for batch in progress.track(batches, label)])
+def examples_a_call(manifest: Manifest) -> int:
+    """Examples that are given at once to a model whose quality is measured: what `flyweight run` gives it."""
+    return 1 if manifest.examples_interact else EXAMPLES_A_CALL
 
 
 def evaluate(
@@ -60,14 +57,12 @@ def evaluate(
     task: Task,
     splits: Splits,
     *,
-    batch_size: int = 32,
+    batch_size: int = EXAMPLES_A_CALL,
     progress: Progress = SILENT,
 ) -> Scores:
     """Scores of the model on the evaluation split.
 
-    Batches depend on the data alone, so two models see the same ones: where activations are quantized at run
-    time, an example's output depends on its batch. Texts go in order of length, as each is padded to the
-    longest of its batch.
+    Texts go in order of length, as each is padded to the longest of its batch.
 
     Raises:
         InputError: The data do not fit the task or the model.
@@ -108,7 +103,7 @@ def compare(
     before, after = original.scores, compressed.scores
     return Comparison(
         size_ratio=original.storage_bytes / compressed.storage_bytes,
-        speedup=speedup(original.samples_s, compressed.samples_s, seed=seed),
+        speedup=speedup(original.samples_s, compressed.samples_s),
         quality_drop=paired_bootstrap(task, before, after, seed=seed),
         test=paired_test(before, after),
         agreement=agreement(before, after),

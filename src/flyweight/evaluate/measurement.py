@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
 
 from flyweight.core.protocols import Task
-from flyweight.core.report import Artifact, Comparison, Energy, Estimate, Measurement
+from flyweight.core.report import Artifact, Comparison, Energy, Measurement
 from flyweight.data.examples import Splits
 from flyweight.evaluate.energy import estimate_energy, measure_energy
-from flyweight.evaluate.evaluate import Evaluated, Preprocess, Session, compare, evaluate
+from flyweight.evaluate.evaluate import (
+    Arrays,
+    Evaluated,
+    Preprocess,
+    Session,
+    compare,
+    evaluate,
+    examples_a_call,
+)
 from flyweight.evaluate.memory import peak_rss_bytes
 from flyweight.evaluate.statistics import bootstrap, expected_calibration_error
 from flyweight.evaluate.timing import interleave, latency
@@ -23,7 +32,6 @@ from flyweight.run.open import open_runtime
 from flyweight.tasks.scores import Scores
 
 ENERGY_SECONDS = 1.0
-EVALUATION_BATCH = 32
 
 
 @final
@@ -47,6 +55,10 @@ class Conditions:
         """The artifact in the runtime; raises UnsupportedError if that does not run its format."""
         return open_runtime(self.runtime, artifact.format).load(artifact, self.threads)
 
+    def loading(self, artifact: Artifact, inputs: Arrays) -> Callable[[], Callable[[], object]]:
+        """Loads the artifact anew, and gives one call of it on ``inputs``."""
+        return lambda: partial(self.load(artifact), inputs)
+
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,27 +67,31 @@ class Subject:
 
     Attributes:
         artifact: Its files.
-        session: The artifact in its runtime.
         scores: On the evaluation split.
         operand_bits: Bits of the wider factor of most multiplications: 32 unless activations are quantized.
     """
 
     artifact: Artifact
-    session: Session
     scores: Scores
     operand_bits: int
 
 
 def scored(
-    session: Session, preprocessing: Preprocess, task: Task, splits: Splits, *, progress: Progress = SILENT
+    artifact: Artifact,
+    conditions: Conditions,
+    preprocessing: Preprocess,
+    task: Task,
+    splits: Splits,
+    *,
+    progress: Progress = SILENT,
 ) -> Scores:
-    """Scores on the evaluation split, in batches of `EVALUATION_BATCH`."""
-    return evaluate(session, preprocessing, task, splits, batch_size=EVALUATION_BATCH, progress=progress)
+    """Scores on the evaluation split, given as many examples a call as `flyweight run` gives."""
+    batch_size = examples_a_call(read_manifest(artifact.path))
+    session = conditions.load(artifact)
+    return evaluate(session, preprocessing, task, splits, batch_size=batch_size, progress=progress)
 
 
-def timed_inputs(
-    preprocessing: Preprocess, task: Task, splits: Splits, batch_size: int
-) -> Mapping[str, np.ndarray]:
+def timed_inputs(preprocessing: Preprocess, task: Task, splits: Splits, batch_size: int) -> Arrays:
     """The inputs of one timed call: examples of middling length, as texts differ in it."""
     queries = task.queries(splits)
     lengths = np.zeros(len(queries), dtype=np.int64)
@@ -94,7 +110,7 @@ def measure(
     task: Task,
     splits: Splits,
     *,
-    inputs: Mapping[str, np.ndarray],
+    inputs: Arrays,
     conditions: Conditions,
 ) -> tuple[Measurement, Measurement, Comparison]:
     """(original, compressed, comparison), measured now.
@@ -107,8 +123,8 @@ def measure(
         inputs: Of one timed call.
         conditions: See `Conditions`.
     """
-    calls = [lambda: original.session(inputs), lambda: compressed.session(inputs)]
-    samples = interleave(calls, seconds=conditions.seconds)
+    loads = [conditions.loading(subject.artifact, inputs) for subject in (original, compressed)]
+    samples = interleave(loads, seconds=conditions.seconds)
     sides = [
         Evaluated(scores=subject.scores, samples_s=taken, storage_bytes=subject.artifact.nbytes)
         for subject, taken in zip((original, compressed), samples, strict=True)
@@ -123,9 +139,9 @@ def measure(
 
 def _measurement(
     subject: Subject,
-    samples_s: list[float],
+    samples_s: Sequence[Sequence[float]],
     task: Task,
-    inputs: Mapping[str, np.ndarray],
+    inputs: Arrays,
     conditions: Conditions,
 ) -> Measurement:
     artifact = subject.artifact
@@ -138,20 +154,16 @@ def _measurement(
         latency=latency(samples_s, conditions.batch_size, threads=thread_count(conditions.threads)),
         peak_rss_bytes=peak_rss_bytes(artifact.path, conditions.runtime, inputs, threads=conditions.threads),
         energy=_energy(subject, manifest.macs, inputs, conditions),
-        quality=_quality(task, subject.scores),
+        quality=bootstrap(task, subject.scores),
         calibration_error=expected_calibration_error(subject.scores),
     )
 
 
-def _energy(
-    subject: Subject, macs: int, inputs: Mapping[str, np.ndarray], conditions: Conditions
-) -> Energy | None:
-    measured = measure_energy(lambda: subject.session(inputs), seconds=ENERGY_SECONDS)
+def _energy(subject: Subject, macs: int, inputs: Arrays, conditions: Conditions) -> Energy | None:
+    """Of one example."""
+    call = conditions.loading(subject.artifact, inputs)()
+    measured = measure_energy(call, examples=conditions.batch_size, seconds=ENERGY_SECONDS)
     if measured is not None:
         return measured
-    weights = subject.artifact.files[subject.artifact.model_file]
-    return estimate_energy(macs * conditions.batch_size, weights, operand_bits=subject.operand_bits)
-
-
-def _quality(task: Task, scores: Scores) -> Estimate:
-    return bootstrap(task, scores)
+    weights = subject.artifact.files[subject.artifact.model_file] / conditions.batch_size
+    return estimate_energy(macs, weights, operand_bits=subject.operand_bits)

@@ -13,7 +13,7 @@ from flyweight.data.examples import Splits
 from flyweight.data.load import open_data
 from flyweight.data.preprocessing import Preprocessing
 from flyweight.errors import InputError
-from flyweight.evaluate.evaluate import Preprocess, Session, evaluate
+from flyweight.evaluate.evaluate import evaluate, examples_a_call
 from flyweight.evaluate.slices import slices
 from flyweight.evaluate.statistics import bootstrap
 from flyweight.load.classes import in_model_order
@@ -22,6 +22,7 @@ from flyweight.run.artifact import open_artifact, read_manifest
 from flyweight.run.open import open_runtime
 from flyweight.settings import Settings
 from flyweight.tasks.open import open_task, settle
+from flyweight.tasks.scores import Scores
 from flyweight.tasks.similarity import Similarity
 
 PYTORCH = "pytorch"
@@ -92,7 +93,10 @@ def artifact_quality(path: Path, settings: Settings, *, progress: Progress = SIL
     splits = in_model_order(splits, manifest.classes)
     preprocessing = Preprocessing.from_dict(manifest.preprocessing, artifact.path)
     session = open_runtime(settings.runtime, manifest.format).load(artifact, settings.threads)
-    return _quality(session, preprocessing, task, splits, progress)
+    scores = evaluate(
+        session, preprocessing, task, splits, batch_size=examples_a_call(manifest), progress=progress
+    )
+    return _quality(scores, task, splits)
 
 
 def model_quality(settings: Settings, *, progress: Progress = SILENT) -> Quality:
@@ -109,7 +113,8 @@ def model_quality(settings: Settings, *, progress: Progress = SILENT) -> Quality
     if opened.model.preprocessing is None:
         raise InputError(f"model {settings.model} has no preprocessing, so raw data cannot be given to it")
     session = open_runtime(PYTORCH, "module").load(opened.model, settings.threads)
-    return _quality(session, opened.model.preprocessing, task, opened.splits, progress)
+    scores = evaluate(session, opened.model.preprocessing, task, opened.splits, progress=progress)
+    return _quality(scores, task, opened.splits)
 
 
 def _task_and_data(settings: Settings, *, whole: bool) -> tuple[Task, Splits]:
@@ -122,10 +127,7 @@ def _task_and_data(settings: Settings, *, whole: bool) -> tuple[Task, Splits]:
     return settled, splits
 
 
-def _quality(
-    session: Session, preprocessing: Preprocess, task: Task, splits: Splits, progress: Progress
-) -> Quality:
-    scores = evaluate(session, preprocessing, task, splits, progress=progress)
+def _quality(scores: Scores, task: Task, splits: Splits) -> Quality:
     parts: tuple[Slice, ...] = slices(task, scores, scores, splits.evaluation)
     worst_first = sorted(parts, key=lambda part: part.original)
     return Quality(

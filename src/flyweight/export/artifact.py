@@ -19,6 +19,7 @@ from flyweight.run.artifact import describe_files, open_artifact, read_manifest,
 from flyweight.run.manifest import Manifest, Status
 from flyweight.run.onnxruntime import OnnxRuntime
 from flyweight.settings import Settings
+from flyweight.tensors.activation import ranges_span_batch
 
 
 @final
@@ -65,6 +66,7 @@ def pack(model: Model, plan: Plan, folder: Path, origin: Origin, status: Status)
             versions=versions(),
             parameters=parameter_count(model),
             macs=profile(model).macs,
+            examples_interact=ranges_span_batch(model.module),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             flyweight=flyweight.__version__,
         ),

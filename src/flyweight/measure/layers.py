@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from flyweight.core.cost import Budget
 from flyweight.core.layer import FLOAT_BITS
 from flyweight.core.plan import Plan
-from flyweight.core.report import Comparison, LayerReport
+from flyweight.core.report import LayerReport
 from flyweight.measure.error import folded, output_sqnr_db, weight_sqnr_db
 from flyweight.measure.profile import profile
 from flyweight.model import Model
@@ -37,17 +36,11 @@ def layer_reports(
     )
 
 
-def notes_on(layers: tuple[LayerReport, ...], comparison: Comparison, budget: Budget) -> tuple[str, ...]:
-    """What the reader of the report must know of these results."""
+def notes_on(layers: tuple[LayerReport, ...]) -> tuple[str, ...]:
+    """What the reader of the report must know of the layers."""
     notes = []
     left = [layer.name for layer in layers if layer.technique == "float"]
     if left:
         some = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         notes.append(f"{len(left)} of {len(layers)} layers stay float: {some}")
-    drop = comparison.quality_drop
-    if budget.quality_drop is not None and drop.value <= budget.quality_drop < drop.high:
-        notes.append(
-            f"the drop is within what is allowed, but {comparison.examples} examples do not prove it: "
-            f"the 95 % interval reaches {drop.high:.4g}"
-        )
     return tuple(notes)

@@ -104,6 +104,8 @@ class Manifest:
         versions: Package to version.
         parameters: Numbers in the model's weights, biases and norms.
         macs: Multiply-accumulates of one forward pass at batch 1, in the weighted layers.
+        examples_interact: Whether an answer depends on the other examples of its call, as it does where a
+            range found at run time spans the batch; such a model is given one example a call.
         created: UTC, ISO 8601.
         flyweight: Version that wrote it.
 
@@ -128,6 +130,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     parameters: int
     macs: int
+    examples_interact: bool
     created: str
     flyweight: str
 
@@ -245,6 +248,12 @@ def _whole(raw: object, where: str) -> int:
     return raw
 
 
+def _bool(raw: object, where: str) -> bool:
+    if not isinstance(raw, bool):
+        raise ValueError(f"{where} must be true or false, got {type(raw).__name__}")
+    return raw
+
+
 def _scalar(raw: object, where: str) -> Scalar:
     if not isinstance(raw, bool | int | float | str):
         raise ValueError(f"{where} must be a bool, number or text, got {type(raw).__name__}")
@@ -312,5 +321,6 @@ _READERS: Mapping[str, Callable[[object, str], object]] = {
     "versions": _named_texts,
     "parameters": _whole,
     "macs": _whole,
+    "examples_interact": _bool,
     "created": _text,
 }

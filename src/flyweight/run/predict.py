@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.core.plan import Plan
 from flyweight.data.examples import Examples
 from flyweight.data.preprocessing import Preprocessing
 from flyweight.errors import ArtifactError, InputError, UnsupportedError
@@ -43,8 +42,7 @@ def predict(
         inputs: Raw examples; their targets are not looked at.
         runtime: A name of the catalog.
         threads: Threads of the runtime; 0 is one for each core this process may use.
-        batch_size: Examples in one call of the model. A model with dynamic int8 is given one at a time:
-            its ranges would span the batch, and an answer would depend on the others.
+        batch_size: Examples in one call of the model, unless its examples interact: then 1.
 
     Raises:
         ArtifactError: The artifact is damaged, or its model does not give one row an example.
@@ -61,8 +59,7 @@ def predict(
     prepare = _preprocessing(manifest, artifact.path)
     session = open_runtime(runtime, manifest.format).load(artifact, threads)
     names = [spec.name for spec in manifest.inputs]
-    plan = Plan.from_dict(manifest.plan)
-    if any(decision.technique == "dynamic_int8" for decision in plan.decisions):
+    if manifest.examples_interact:
         batch_size = 1
     outputs = [
         _first_output(session(_only(names, prepare(columns))), columns)

@@ -109,6 +109,11 @@ class DynamicQuantizer(nn.Module):
         return straight_through(x, (codes - zero_point) * scale)
 
 
+def ranges_span_batch(module: nn.Module) -> bool:
+    """Whether a range found at run time is taken over all examples of a call, so that they interact."""
+    return any(isinstance(m, DynamicQuantizer) and m.granularity == "tensor" for m in module.modules())
+
+
 def _token_scale(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     tiny = torch.finfo(torch.float32).tiny
     return (x.abs().amax(-1, keepdim=True) / TOKEN_HIGHEST).clamp_min(tiny)

@@ -205,6 +205,15 @@ def test_transformer_layers_run_as_the_reference(technique: str | None, tmp_path
     written(transformer(), tmp_path, technique)
 
 
+@pytest.mark.parametrize("technique", ["weight_only", "static_int8", "dynamic_int8"])
+def test_layer_with_two_names_is_stored_once(technique: str, tmp_path: Path):
+    torch.manual_seed(0)
+    shared = nn.Linear(32, 32)
+    layers = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared, nn.ReLU()), nn.Linear(32, 4))
+    artifact = written(Model("aliased", layers, {"input": torch.randn(1, 32)}), tmp_path, technique)
+    assert 32 * 32 + 32 * 4 <= stored(artifact)[INT8] < 32 * 32 + 32 * 4 + 100
+
+
 def test_weight_that_another_module_reads_is_stored_as_codes(tmp_path: Path):
     class Lookup(nn.Module):
         def __init__(self) -> None:

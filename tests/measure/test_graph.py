@@ -51,6 +51,18 @@ def test_graph_computes_what_the_model_computes(network):
     torch.testing.assert_close(capture(model)(**batch), model.outputs(batch)[0])
 
 
+def test_layer_with_two_names_goes_by_its_first():
+    shared = nn.Conv2d(3, 3, 1)
+    graph = capture(image_model(nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared))))
+    assert called(graph) == ["0", "0"]
+
+
+def test_layers_that_share_a_weight_stay_apart():
+    model = image_model(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1)))
+    model.module[2].weight = model.module[0].weight
+    assert called(capture(model)) == ["0", "2"]
+
+
 def test_layers_keep_their_names():
     layers = {"stem", "stem_norm", "body", "body_norm", "depthwise", "head"}
     assert set(called(capture(residual_network()))) == layers

@@ -101,6 +101,14 @@ def test_transformer_layer_computes_with_the_encoded_weights():
     torch.testing.assert_close(got, wanted)
 
 
+def test_layer_with_two_names_is_encoded_under_both():
+    shared = nn.Linear(3, 3)
+    root = nn.Sequential(shared, nn.Sequential(shared))
+    layer = attach(root, "0", affine_encoder(AffineForm()), "test")
+    assert root[0] is root[1][0] is layer
+    assert [name for name, _ in encoded_layers(root)] == ["0"]
+
+
 def test_module_that_cannot_be_encoded_is_refused_by_name():
     root = nn.Sequential(nn.LayerNorm(3))
     with pytest.raises(UnsupportedError, match="layer '0' is a LayerNorm"):

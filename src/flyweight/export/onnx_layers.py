@@ -11,7 +11,7 @@ from flyweight.errors import UnsupportedError
 from flyweight.export import onnx_ops
 from flyweight.tensors.activation import ChannelQuantizer, DynamicQuantizer, StaticQuantizer
 from flyweight.tensors.affine import AffineWeight, fits_half
-from flyweight.tensors.encoded import EncodedLayer, compute, encoded_layers
+from flyweight.tensors.encoded import EncodedLayer, compute, encoded_layers, exchange
 
 CODES = "codes"  # buffers of this name hold codes; the file gives them the width the form asks for
 
@@ -23,10 +23,10 @@ def to_export_form(root: nn.Module) -> None:
         UnsupportedError: A stored form has no ONNX counterpart.
     """
     for name, layer in list(encoded_layers(root)):
-        root.set_submodule(name, _export_layer(name, layer))
-    for name, module in list(root.named_modules()):
+        exchange(root, layer, _export_layer(name, layer))
+    for module in list(root.modules()):
         if isinstance(module, StaticQuantizer):
-            root.set_submodule(name, _ExportQuantizer(module))
+            exchange(root, module, _ExportQuantizer(module))
 
 
 def _export_layer(name: str, layer: EncodedLayer) -> nn.Module:

@@ -16,7 +16,7 @@ from torch.nn.utils import fusion
 
 from flyweight.errors import UnsupportedError
 from flyweight.model import Model, copied
-from flyweight.tensors.encoded import EncodedLayer, encoded_layers
+from flyweight.tensors.encoded import EncodedLayer, encoded_layers, exchange
 
 ATEN = torch.ops.aten
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -54,8 +54,8 @@ def capture(model: Model) -> fx.GraphModule:
     """
     source = copied(model.module).eval()
     encoded = dict(encoded_layers(source))
-    for name, layer in encoded.items():
-        source.set_submodule(name, layer.layer)
+    for layer in encoded.values():
+        exchange(source, layer, layer.layer)
     try:
         program = torch.export.export(
             source, (), doubled(model.example_inputs), dynamic_shapes=dynamic_shapes(model), strict=False
@@ -139,14 +139,14 @@ def _restore_layer(graph: fx.GraphModule, node: fx.Node, source: nn.Module) -> N
     weight = node.args[weight_at]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return
-    name, _, attribute = str(weight.target).rpartition(".")
-    if attribute != "weight" or not name:
+    found = _owner(source, node, str(weight.target), kinds)
+    if found is None:
         return
-    layer = source.get_submodule(name)
+    name, layer = found
     read = node.args[input_at]
     if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode != "zeros":
         read = _before_padding(layer, read)
-    if read is None or not isinstance(layer, kinds) or not _same_settings(name, layer, node):
+    if read is None or not _same_settings(source, layer, node):
         return
     graph.set_submodule(name, layer)
     with graph.graph.inserting_before(node):
@@ -154,6 +154,25 @@ def _restore_layer(graph: fx.GraphModule, node: fx.Node, source: nn.Module) -> N
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     graph.graph.erase_node(node)
+
+
+def _owner(
+    source: nn.Module, node: fx.Node, weight: str, kinds: tuple[type[nn.Module], ...]
+) -> tuple[str, nn.Module] | None:
+    """First name and layer of what computed ``node`` with the parameter called ``weight``.
+
+    Of several layers that share the parameter it is the one whose forward the operator came from.
+    """
+    path, _, attribute = weight.rpartition(".")
+    if attribute != "weight" or not path:
+        return None
+    shared = source.get_submodule(path).weight
+    owners = [(name, m) for name, m in source.named_modules() if isinstance(m, kinds) and m.weight is shared]
+    if len(owners) < 2:
+        return owners[0] if owners else None
+    stack = [str(called) for called, _ in node.meta.get("nn_module_stack", {}).values()]
+    caller = source.get_submodule(stack[-1]) if stack else source
+    return next(((name, m) for name, m in owners if m is caller), None)
 
 
 def _before_padding(layer: nn.Conv1d | nn.Conv2d, read: object) -> fx.Node | None:
@@ -166,12 +185,13 @@ def _before_padding(layer: nn.Conv1d | nn.Conv2d, read: object) -> fx.Node | Non
     return source if same and isinstance(source, fx.Node) else None
 
 
-def _same_settings(name: str, layer: nn.Module, node: fx.Node) -> bool:
+def _same_settings(source: nn.Module, layer: nn.Module, node: fx.Node) -> bool:
     """Whether the operator was called as the layer's own forward calls it."""
     arguments = {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)}  # type: ignore[union-attr]
     bias = arguments.get("bias")
-    wanted = None if getattr(layer, "bias", None) is None else f"{name}.bias"
-    if (str(bias.target) if isinstance(bias, fx.Node) else None) != wanted:
+    if isinstance(bias, fx.Node):
+        bias = dict(source.named_parameters(remove_duplicate=False)).get(str(bias.target), bias)
+    if bias is not getattr(layer, "bias", None):
         return False
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return True

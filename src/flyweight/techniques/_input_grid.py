@@ -64,7 +64,8 @@ def absorb(first: FirstConvolution, batches: Sequence[Mapping[str, Tensor]]) -> 
     low, high = _channel_ranges([batch[source] for batch in batches])
     scale = ((high - low) / UINT8_HIGHEST).clamp_min(torch.finfo(torch.float32).tiny)
     zero_point = (-low / scale).round().clamp(0, UINT8_HIGHEST)
-    layer.weight.copy_(layer.weight * scale.reshape(1, -1, 1, 1))
+    # another layer may share the old one
+    layer.weight = nn.Parameter(layer.weight * scale.reshape(1, -1, 1, 1))
     shift = (layer.weight.sum((2, 3)) * zero_point).sum(1)
     layer.bias = nn.Parameter(-shift if layer.bias is None else layer.bias - shift)
     layer.padding = (0, 0)

@@ -157,6 +157,8 @@ def compute(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> EncodedLayer:
     """Wrap the layer at ``name`` in place if it is not yet, and add an encoder after those it has.
 
+    A layer with several names is wrapped under all of them.
+
     Raises:
         UnsupportedError: The module is none of Linear, Conv1d, Conv2d, Embedding.
     """
@@ -167,15 +169,22 @@ def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> Enco
             raise UnsupportedError(
                 f"layer {name!r} is a {type(layer).__name__}; {known} can be encoded: leave it out"
             )
-        layer = EncodedLayer(layer)
-        root.set_submodule(name, layer)
+        wrapped = EncodedLayer(layer)
+        exchange(root, layer, wrapped)
+        layer = wrapped
     layer.encoders = (*layer.encoders, encoder)
     layer.technique = "+".join(filter(None, (layer.technique, technique)))
     return layer
 
 
+def exchange(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in place of ``old`` under every name it has, in place."""
+    for name in [name for name, m in root.named_modules(remove_duplicate=False) if m is old]:
+        root.set_submodule(name, new)
+
+
 def encoded_layers(root: nn.Module) -> Iterator[tuple[str, EncodedLayer]]:
-    """Qualified name and layer of every encoded layer."""
+    """Qualified name, the first where there are several, and layer of every encoded layer."""
     for name, module in root.named_modules():
         if isinstance(module, EncodedLayer):
             yield name, module

@@ -171,6 +171,51 @@ def test_ports_keep_their_names_and_dynamic_axes(tmp_path: Path):
         assert output.shape == (shape[0], 4)
 
 
+class Passing(nn.Module):
+    """Returns its inputs, one of them twice, and the sum of both."""
+
+    def forward(self, a, b):
+        return a, a + b, b, b
+
+
+def test_input_that_is_an_output_runs(tmp_path: Path):
+    example = torch.randn(1, 3)
+    session = OnnxRuntime().load(
+        written(Model("passing", Passing(), {"a": example, "b": example}), tmp_path), threads=1
+    )
+    assert [i.name for i in session.inputs] == ["a", "b"]
+    assert [o.name for o in session.outputs] == ["output", "output_1", "output_2", "output_3"]
+    a, b = np.eye(2, 3, dtype=np.float32), np.ones((2, 3), np.float32)
+    for got, wanted in zip(session({"a": a, "b": b}), (a, a + b, b, b), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_model_that_gives_back_its_input_runs(tmp_path: Path):
+    written(Model("identity", nn.Identity(), {"input": torch.randn(1, 3)}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["output", "output_1"])
+def test_no_output_is_called_like_an_input(name: str, tmp_path: Path):
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, output):
+            return self.layer(output), output
+
+    class Numbered(Renamed):
+        def forward(self, output_1):
+            return self.layer(output_1), output_1
+
+    module = Renamed() if name == "output" else Numbered()
+    session = OnnxRuntime().load(
+        written(Model("named", module, {name: torch.randn(1, 3)}), tmp_path), threads=1
+    )
+    assert [i.name for i in session.inputs] == [name]
+    assert [o.name for o in session.outputs] == ["model_output", "model_output_1"]
+
+
 def test_several_outputs_are_numbered(tmp_path: Path):
     class Two(nn.Module):
         def forward(self, a, b):

@@ -126,17 +126,25 @@ def _traced(model: Model, module: nn.Module) -> Any:
 
 
 def _name_ports(graph: Any, model: Model) -> None:
-    """Inputs and dynamic axes keep the model's names, outputs are ``output``, ``output_1``..."""
+    """Inputs and dynamic axes keep the model's names, outputs are ``output``, ``output_1``...
+
+    Where an input is called like that, they are ``model_output``, ``model_output_1``...
+    """
     import onnx_ir as ir
 
-    for value in graph.inputs:
-        axes = model.dynamic_axes[value.name]
-        value.shape = ir.Shape([axes.get(i, size) for i, size in enumerate(value.shape)])
+    prefix = "output"
+    while any(name.startswith(prefix) for name in model.dynamic_axes):
+        prefix = f"model_{prefix}"
     for index, value in enumerate(graph.outputs):
-        value.name = "output" if index == 0 else f"output_{index}"
+        value.name = prefix if index == 0 else f"{prefix}_{index}"
         first = value.shape[0] if value.shape is not None and len(value.shape) else None
         if first is not None and not isinstance(first, int):
             value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+    for value in graph.inputs:
+        if value.name not in model.dynamic_axes:  # the tracer renames an input that is also an output
+            value.name = value.name.removesuffix("_orig")
+        axes = model.dynamic_axes[value.name]
+        value.shape = ir.Shape([axes.get(i, size) for i, size in enumerate(value.shape)])
 
 
 @contextmanager

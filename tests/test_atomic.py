@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from flyweight import _atomic
-from flyweight._atomic import new_folder, write_bytes, write_text
+from flyweight._atomic import new_folder, work_folder, write_bytes, write_text
 from flyweight.errors import InputError
 
 OURS = '{"format_version": 1, "flyweight": "0.1.0"}'
@@ -217,6 +218,7 @@ def test_a_failure_to_read_elsewhere_in_the_block_passes(tmp_path: Path) -> None
 def run_until_ready(target: Path, body: str) -> subprocess.Popen[str]:
     code = f"""
 import sys
+import tempfile
 from pathlib import Path
 from flyweight import _atomic
 target = Path({str(target)!r})
@@ -319,3 +321,36 @@ def test_a_file_system_without_locks_still_gives_new_folders(
     with new_folder(tmp_path / "out", overwrite=False) as partial:
         (partial / "model").write_text("new")
     assert contents(tmp_path) == {"out/model": "new"}
+
+
+WORKING = """
+import time
+with _atomic.work_folder() as folder:
+    (folder / "model").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_work_folder_is_private_and_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with work_folder() as folder:
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o077 == 0
+        (folder / "model").write_text("half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_work_folder_of_a_killed_run_is_cleared_by_the_next_and_that_of_a_running_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    killed, running = (run_until_ready(tmp_path / "out", WORKING) for _ in range(2))
+    kill(killed)
+    with work_folder():
+        assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 1
+    kill(running)

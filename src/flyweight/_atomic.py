@@ -11,7 +11,9 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ if sys.platform != "win32":
 _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+WORK_NAME = "flyweight-work"
 _MARK = b'"flyweight"'  # among the first keys of our manifests; other programs' manifest.json lack it
 _MARK_WITHIN_BYTES = 256
 _CLAIM_ATTEMPTS = 100  # a claim fails only while another run clears left-overs of the same name
@@ -84,6 +87,21 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             _unlock(lock)
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A temporary folder, gone afterwards. What killed runs left is cleared."""
+    target = Path(tempfile.gettempdir()) / WORK_NAME
+    with _writing(target):
+        _clear_leftovers(target)
+        folder, lock = _claim(target)
+    try:
+        folder.chmod(stat.S_IRWXU)  # models may be secret, and others read what lies there
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
 
 
 def check_replaceable(target: Path, *, overwrite: bool) -> None:
@@ -239,7 +257,8 @@ def _clear_leftovers(target: Path) -> None:
     """Put back what a run killed while it replaced ``target`` had moved aside; remove what is half made."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|previous)")
     for folder in [f for f in target.parent.iterdir() if pattern.fullmatch(f.name) and f.is_dir()]:
-        with suppress(FileNotFoundError, BlockingIOError):  # gone meanwhile, or at work
+        # Gone meanwhile, at work, or somebody else's.
+        with suppress(FileNotFoundError, BlockingIOError, PermissionError):
             lock = _lock(folder)
             try:
                 if lock is not None:

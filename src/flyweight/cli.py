@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Exit codes: 0, 1 failed, 2 misused, 3 refused, 130 interrupted."""
+"""The command line: parse, call, print.
+
+Exit codes: 0, 1 failed, 2 misused, 3 refused, 130 interrupted, 143 terminated.
+"""
 
 from __future__ import annotations
 

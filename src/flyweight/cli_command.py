@@ -13,10 +13,11 @@ from typing import Any, get_type_hints
 import typer
 from rich.console import Console
 
+from flyweight.cli_signals import sigterm_interrupts
 from flyweight.errors import FlyweightError
 from flyweight.report.wording import printable
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, MISUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 TRACEBACK = "--traceback"
 
 # What click calls UsageError; typer has it under this name only, in releases with and without click.
@@ -59,10 +60,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command line; failures are one line on standard error.
 
     Returns:
-        What the command returned; 1 for a failure, 2 for a wrong command line, 130 after Ctrl-C.
+        What the command returned; 1 for a failure, 2 for a wrong command line, 130 after Ctrl-C, 143 after
+        SIGTERM.
     """
     try:
-        code = _called(app, list(arguments) or ["--help"])
+        with sigterm_interrupts() as terminated:
+            code = _called(app, list(arguments) or ["--help"])
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except UsageError as error:
@@ -73,6 +76,8 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         text = f"unexpected {type(error).__name__}: {error}; this is a bug: please report it"
         hint = "" if TRACEBACK in arguments else f" with what {TRACEBACK} prints"
         return _told(text + hint, FAILED, arguments)
+    if code == INTERRUPTED and terminated():
+        return _told("terminated; nothing half-made is left", TERMINATED)
     if code == INTERRUPTED:
         return _told("interrupted; nothing half-made is left", INTERRUPTED)
     return code or 0

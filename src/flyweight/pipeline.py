@@ -6,9 +6,6 @@ plan if the judgement is no. Every number in a report was measured on the export
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from flyweight.core.report import Artifact, Attempt, Report
 from flyweight.data.examples import Splits
 from flyweight.data.leaks import find_leaks
 from flyweight.data.load import open_data
-from flyweight.errors import InputError, ParityError, UnsupportedError
+from flyweight.errors import ContractError, InputError, ParityError, UnsupportedError
 from flyweight.evaluate.guarantee import shortfall
 from flyweight.export.artifact import pack
 from flyweight.export.check import check_parity
@@ -66,7 +63,7 @@ def compress(
     out = Path(settings.out)
     _atomic.check_replaceable(refused_path(out), overwrite=True)
     try:
-        with _atomic.new_folder(out, overwrite=settings.overwrite) as folder, _workshop() as work:
+        with _atomic.new_folder(out, overwrite=settings.overwrite) as folder, _atomic.work_folder() as work:
             run = _prepare(settings, work, module=module, splits=splits, progress=progress)
             best = _best_attempt(run)
             if not best.report.verdict.shipped:
@@ -163,7 +160,7 @@ def _best_attempt(run: Run) -> Tried:
     for name, plan in run.plans:
         try:
             latest = attempt(run, name, plan, tuple(attempts))
-        except (UnsupportedError, ParityError) as error:
+        except (UnsupportedError, ContractError, ParityError) as error:
             attempts.append(Attempt(name=name, outcome=str(error)))
             continue
         tried.append(latest)
@@ -204,10 +201,3 @@ def _given_plan(settings: Settings) -> Plan | None:
         raise InputError(f"plan {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"plan {path}: {error}") from error
-
-
-@contextmanager
-def _workshop() -> Iterator[Path]:
-    """A folder for attempts, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="flyweight-") as folder:
-        yield Path(folder)

@@ -76,7 +76,22 @@ def test_sigterm_ends_a_command_cleanly(running, pattern: str, signals: int) -> 
     assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
 
 
-def test_sigterm_is_an_interrupt_inside_and_what_it_was_outside() -> None:
+@pytest.fixture
+def default():
+    """SIGTERM as every process gets it, before and after."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_sigterm_is_what_it_was_where_none_came(default: None) -> None:
+    with sigterm_interrupts() as came:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert not came()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_is_an_interrupt_inside_and_does_not_kill_the_process_that_ends(default: None) -> None:
     caught = False
     with sigterm_interrupts() as came:
         assert not came()
@@ -86,10 +101,10 @@ def test_sigterm_is_an_interrupt_inside_and_what_it_was_outside() -> None:
             caught = True
     assert caught
     assert came()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_second_sigterm_does_not_disturb_the_clean_up() -> None:
+def test_a_second_sigterm_does_not_disturb_the_clean_up(default: None) -> None:
     cleaned = False
     with sigterm_interrupts():
         try:
@@ -100,12 +115,9 @@ def test_a_second_sigterm_does_not_disturb_the_clean_up() -> None:
     assert cleaned
 
 
-def test_a_handler_of_somebody_else_stays() -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with sigterm_interrupts() as came:
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert not came()
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def test_a_handler_of_somebody_else_stays(default: None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with sigterm_interrupts() as came:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not came()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN

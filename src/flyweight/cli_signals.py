@@ -37,4 +37,5 @@ def sigterm_interrupts() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # After one, this process only ends: the second one of ``timeout`` must not change its exit code.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if came else signal.SIG_DFL)

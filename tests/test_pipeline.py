@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from flyweight import attempt, pipeline
+from flyweight.apply import apply
 from flyweight.core.cost import Budget
 from flyweight.core.plan import Plan
 from flyweight.core.report import Report
 from flyweight.data.examples import Examples, Splits
-from flyweight.errors import InputError, UnsupportedError
+from flyweight.errors import ContractError, InputError, ParityError, UnsupportedError
+from flyweight.model import Model
 from flyweight.pipeline import compress, export, refused_path
 from flyweight.run.artifact import open_artifact, read_manifest
 from flyweight.run.onnxruntime import OnnxRuntime
@@ -131,6 +133,24 @@ def test_refused_report_on_disk_gives_the_reasons_and_all_attempts(refused: tupl
     told = json.loads((refused_path(out) / "report.json").read_text())
     assert told["verdict"]["reasons"] == list(report.verdict.reasons)
     assert [a["name"] for a in told["attempts"]] == ["weight_only", "dynamic_int8"]
+
+
+@pytest.mark.parametrize("error", [UnsupportedError, ContractError, ParityError])
+def test_a_technique_that_fails_leaves_the_turn_to_the_next(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def failing(model: Model, plan: Plan, batches: object) -> Model:
+        if plan.decisions[0].technique == "weight_only":
+            raise error("layer '0' does not take it")
+        return apply(model, plan, batches)
+
+    monkeypatch.setattr(attempt, "apply", failing)
+    report = run(tmp_path / "out", techniques=("weight_only", "dynamic_int8"))
+    assert report.verdict.shipped
+    assert [(a.name, a.outcome) for a in report.attempts] == [
+        ("weight_only", "layer '0' does not take it"),
+        ("dynamic_int8", "shipped"),
+    ]
 
 
 def test_original_module_is_untouched(tmp_path: Path):

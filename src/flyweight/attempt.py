@@ -22,7 +22,7 @@ from flyweight.evaluate.evaluate import Preprocess
 from flyweight.evaluate.guarantee import caveats, judge
 from flyweight.evaluate.machine import machine, versions
 from flyweight.evaluate.measurement import Conditions, Subject, measure, scored, timed_inputs
-from flyweight.export.artifact import Origin, mark, pack
+from flyweight.export.artifact import Origin, exporter, mark, pack
 from flyweight.export.check import check_parity
 from flyweight.measure.layers import layer_reports, notes_on
 from flyweight.measure.profile import profile
@@ -99,7 +99,9 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
         parity: Parity = check_parity(model, artifact, run.batches[0])
     compressed = measured_subject(settings, model, artifact, run.task, run.splits, progress=progress)
     with progress.stage(f"Measuring {name}"):
-        layers = layer_reports(run.model, model, plan, run.batches[0])
+        planned = profile(model)
+        stored = exporter(settings.format).lower(planned)
+        layers = layer_reports(run.model, model, plan, run.batches[0], stored)
         conditions = _conditions(settings)
         inputs = timed_inputs(_preprocess(run.model), run.task, run.splits, settings.batch_size)
         measured = measure(
@@ -128,7 +130,7 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
         verdict=verdict,
         notes=(
             *run.notes,
-            *notes_on(layers),
+            *notes_on(layers, planned),
             *_interaction_note(artifact, settings),
             *caveats(measured[2], settings.budget),
         ),

@@ -222,7 +222,11 @@ class Measurement:
     ] = None
     seconds: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Given to the comparison of latencies.", rich_help_panel=_MEASUREMENT),
+        typer.Option(
+            min=0.01,
+            help="Given to the comparison of latencies; at most 5000 calls are timed.",
+            rich_help_panel=_MEASUREMENT,
+        ),
     ] = None
 
     def values(self) -> dict[str, object]:

@@ -11,7 +11,6 @@ from torch import nn
 from flyweight.apply import apply
 from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.measure.error import output_sqnr_db, sqnr_db, weight_sqnr_db
-from flyweight.measure.layers import layer_reports
 from flyweight.model import Model
 from flyweight.testing.strategies import batches_for, perceptron
 
@@ -48,16 +47,3 @@ def test_output_error_is_measured_over_all_batches():
         exact, rounded = model.module[0](x), result.module[0](x)
     assert found["0"] == pytest.approx(sqnr_db(exact, rounded), rel=1e-4)
     assert found["4"] < found["0"]
-
-
-def test_layer_reports_say_what_each_layer_became():
-    model = perceptron()
-    result = apply(model, EIGHT_BITS)
-    reports = {r.name: r for r in layer_reports(model, result, EIGHT_BITS, batches_for(model)[0])}
-    assert [(r.technique, r.weight_bits) for r in reports.values()] == [
-        ("weight_only", 8.0),
-        ("float", 32.0),
-        ("weight_only", 8.0),
-    ]
-    assert reports["2"].weight_sqnr_db is None
-    assert reports["0"].weight_sqnr_db > 40

@@ -36,24 +36,30 @@ class Origin:
     classes: tuple[str, ...]
 
 
+def exporter(format_name: str) -> Exporter:
+    """The catalog's exporter of that name; raises ValueError for an unknown one."""
+    made: Exporter = catalog.get("exporter", format_name)()
+    return made
+
+
 def pack(model: Model, plan: Plan, folder: Path, origin: Origin, status: Status) -> Artifact:
     """Write the artifact into ``folder``, which exists and is empty.
 
     Raises:
         UnsupportedError: The format cannot hold the model.
     """
-    exporter: Exporter = catalog.get("exporter", origin.settings.format)()
-    exporter.export(model, folder / exporter.model_file)
-    names = (exporter.model_file, *(model.preprocessing.write_files(folder) if model.preprocessing else ()))
-    bare = Artifact(path=folder, format=exporter.format, model_file=exporter.model_file, files={}, sha256="")
+    writer = exporter(origin.settings.format)
+    writer.export(model, folder / writer.model_file)
+    names = (writer.model_file, *(model.preprocessing.write_files(folder) if model.preprocessing else ()))
+    bare = Artifact(path=folder, format=writer.format, model_file=writer.model_file, files={}, sha256="")
     session = OnnxRuntime().load(bare, threads=1)
     write_manifest(
         folder,
         Manifest(
             model=model.name,
             status=status,
-            format=exporter.format,
-            model_file=exporter.model_file,
+            format=writer.format,
+            model_file=writer.model_file,
             files=describe_files(folder, names),
             inputs=session.inputs,
             outputs=session.outputs,

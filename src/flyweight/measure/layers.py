@@ -6,18 +6,29 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from flyweight.core.layer import FLOAT_BITS
+from flyweight.core.layer import FLOAT_BITS, ModelProfile
 from flyweight.core.plan import Plan
 from flyweight.core.report import LayerReport
 from flyweight.measure.error import folded, output_sqnr_db, weight_sqnr_db
-from flyweight.measure.profile import profile
 from flyweight.model import Model
 
 
 def layer_reports(
-    original: Model, compressed: Model, plan: Plan, batch: Mapping[str, Tensor]
+    original: Model,
+    compressed: Model,
+    plan: Plan,
+    batch: Mapping[str, Tensor],
+    stored: ModelProfile,
 ) -> tuple[LayerReport, ...]:
-    """One record a layer, in execution order; errors of outputs are measured on ``batch``."""
+    """One record a layer, in execution order.
+
+    Args:
+        original: What it was.
+        compressed: What it became.
+        plan: How.
+        batch: Errors of outputs are measured on it.
+        stored: Of ``compressed``, as the file stores it (`flyweight.core.protocols.Exporter.lower`).
+    """
     weights = weight_sqnr_db(compressed.module)
     outputs = output_sqnr_db(folded(original), compressed, [batch])
     return tuple(
@@ -32,15 +43,21 @@ def layer_reports(
             weight_sqnr_db=weights.get(layer.name),
             output_sqnr_db=outputs.get(layer.name),
         )
-        for layer in profile(compressed).layers
+        for layer in stored.layers
     )
 
 
-def notes_on(layers: tuple[LayerReport, ...]) -> tuple[str, ...]:
-    """What the reader of the report must know of the layers."""
+def notes_on(layers: tuple[LayerReport, ...], planned: ModelProfile) -> tuple[str, ...]:
+    """What the reader of the report must know of the layers; ``planned`` is the profile before lowering."""
     notes = []
     left = [layer.name for layer in layers if layer.technique == "float"]
     if left:
         some = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         notes.append(f"{len(left)} of {len(layers)} layers stay float: {some}")
+    wider = {
+        (before, int(layer.weight_bits))
+        for layer in layers
+        if (before := planned.by_name[layer.name].code_bits) is not None and before < layer.weight_bits
+    }
+    notes += [f"the format stores codes of {asked} bits in {took}" for asked, took in sorted(wider)]
     return tuple(notes)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from flyweight.errors import UnsupportedError
 from flyweight.measure.calibrate import MAX_BINS, Histogram, activation_range, observe, uint8_parameters
 from flyweight.measure.graph import capture
+from flyweight.model import Model
 from flyweight.tensors.ranges import MSE_SHRINK, MSE_STEPS
 from flyweight.testing.strategies import batches_for, perceptron
 
@@ -133,6 +136,22 @@ def test_observe_sees_every_batch():
     x = torch.cat([batch["input"] for batch in batches])
     assert (seen.low, seen.high) == (float(x.min()), float(x.max()))
     assert int(seen.counts.sum()) == x.numel()
+
+
+def test_overflow_is_told_in_one_sentence_that_names_the_layer():
+    class Overflowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Linear(4, 4)
+
+        def forward(self, input):
+            return torch.exp(self.wide(input) + 1000).clamp(max=1)
+
+    graph = capture(Model("m", Overflowing(), {"input": torch.randn(1, 4)}))
+    (exponential,) = [n for n in graph.graph.nodes if n.name == "exp"]
+    with pytest.raises(UnsupportedError, match="of 'exp' after 'wide' are NaN or infinite") as error:
+        observe(graph, [{"input": torch.randn(2, 4)}], [exponential])
+    assert "\n" not in str(error.value)
 
 
 def test_observe_needs_a_batch():

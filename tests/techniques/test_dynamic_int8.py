@@ -32,6 +32,12 @@ def granularity(result):
     return result.module[0].input_quantizer.granularity
 
 
+def test_overflow_is_told_by_layer():
+    model = tokens_model()
+    with pytest.raises(UnsupportedError, match="layer '0' reads NaN or infinite values on calibration"):
+        quantized(model, [{"input": torch.full((1, 6, 32), torch.inf)}])
+
+
 def test_layer_with_an_outlier_token_gets_one_range_a_token():
     model = tokens_model()
     x = torch.randn(8, 64, 32)

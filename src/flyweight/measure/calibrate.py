@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from flyweight.core.protocols import Task
 from flyweight.data.examples import Splits
-from flyweight.errors import InputError
+from flyweight.errors import InputError, UnsupportedError
 from flyweight.model import Model
 from flyweight.tensors.activation import UINT8_HIGHEST
 from flyweight.tensors.ranges import DEFAULT_PERCENTILE, MSE_SHRINK, MSE_STEPS, RangeMethod
@@ -193,23 +193,42 @@ def observe(
     """Histograms of what the nodes put out while the graph runs the batches.
 
     Raises:
-        ValueError: There is no batch, or an activation is not finite.
+        ValueError: There is no batch.
+        UnsupportedError: An activation is not finite.
     """
     if not batches:
         raise ValueError("calibration needs at least one batch")
     histograms = {node: Histogram() for node in nodes}
+    overflowed: list[fx.Node] = []  # raised in run(), an error would get the tracer's own lines
 
     def watch(node: fx.Node, value: Tensor) -> None:
         if node in histograms:
-            try:
+            if bool(torch.isfinite(value).all()):
                 histograms[node].add(value)
-            except ValueError as error:
-                raise ValueError(f"{error} at {node.name}") from error
+            else:
+                overflowed.append(node)
 
     observer = _Observer(graph, watch)
     for batch in batches:
         observer.run(*in_graph_order(graph, batch))
+        if overflowed:
+            raise UnsupportedError(
+                f"the values {_place(overflowed[0])} are NaN or infinite on calibration data, so they "
+                "have no range: leave the layers around out of the plan, or use weight_only, which needs none"
+            )
     return histograms
+
+
+def _place(node: fx.Node) -> str:
+    """Where a node is, by the layer it calls, or the layer before it."""
+    before = node
+    while before.op != "call_module" and before.all_input_nodes:
+        before = before.all_input_nodes[0]
+    if before.op != "call_module":
+        return f"of {node.name!r}"
+    return (
+        f"of layer {str(before.target)!r}" if before is node else f"of {node.name!r} after {before.target!r}"
+    )
 
 
 def in_graph_order(graph: fx.GraphModule, batch: Mapping[str, Tensor]) -> list[Tensor]:

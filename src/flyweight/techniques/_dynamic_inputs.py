@@ -19,6 +19,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from flyweight.errors import UnsupportedError
 from flyweight.model import Model
 from flyweight.tensors.activation import ActivationGranularity, DynamicQuantizer
 from flyweight.tensors.affine import AffineForm, encode_affine
@@ -61,6 +62,9 @@ def choose(
     """The input form of each named layer.
 
     Examples are shown one at a time: a range over a batch would be coarser than the device's, which runs one.
+
+    Raises:
+        UnsupportedError: A layer reads values that are not finite.
     """
     chosen = {name: InputForm("tensor") for name in layers}
     for group in _groups(model, layers, _examples(batches)):
@@ -134,6 +138,11 @@ def _groups(
             handle.remove()
     by_tensor: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in read.items():
+        if not all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise UnsupportedError(
+                f"layer {name!r} reads NaN or infinite values on calibration data, which have no range: "
+                "leave it out of the plan, or use weight_only, which needs no ranges"
+            )
         if tensors:
             by_tensor.setdefault(tuple(id(t) for t in tensors), []).append(name)
     for names in by_tensor.values():

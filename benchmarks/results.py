@@ -13,11 +13,13 @@ from benchmarks import machine
 from benchmarks.claims import Check, Claim, Context, Outcome, number
 from benchmarks.processes import ROOT
 from flyweight._atomic import write_text
+from flyweight.core.json_text import parse_json
 from flyweight.errors import InputError
 
 FOLDER = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULT_VERSION = 1
+MAX_RESULT_BYTES = 1_000_000
 
 
 def store(claim: str, outcome: Outcome, context: Context, *, folder: Path = FOLDER) -> Path:
@@ -50,7 +52,7 @@ def page(claims: Sequence[Claim], *, folder: Path = FOLDER) -> str:
     """docs/benchmarks.md: every claim with its last result, or the word that there is none.
 
     Raises:
-        InputError: A stored result is of another version.
+        InputError: A stored result is damaged, or of another version.
     """
     parts = [
         "# Benchmarks",
@@ -61,13 +63,22 @@ def page(claims: Sequence[Claim], *, folder: Path = FOLDER) -> str:
     for claim in claims:
         parts += ["", f"## {claim.name}", "", claim.sentence, "", f"Bar: {claim.bar}.", ""]
         path = folder / f"{claim.name}.json"
-        parts += _section(json.loads(path.read_text()), path) if path.is_file() else ["Not measured yet."]
+        parts += _section(_read(path)) if path.is_file() else ["Not measured yet."]
     return "\n".join(parts) + "\n"
 
 
-def _section(result: dict[str, Any], path: Path) -> list[str]:
-    if result.get("version") != RESULT_VERSION:
-        raise InputError(f"{path} is of version {result.get('version')!r}; measure the claim again")
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = parse_json(path.read_text(), path.name, max_bytes=MAX_RESULT_BYTES)
+    except ValueError as error:
+        raise InputError(f"{error}; measure the claim again") from error
+    version = result.get("version") if isinstance(result, dict) else None
+    if not isinstance(result, dict) or version != RESULT_VERSION:
+        raise InputError(f"{path} is of version {version!r}; measure the claim again")
+    return result
+
+
+def _section(result: dict[str, Any]) -> list[str]:
     lines = ["| what | ours | bar | 95 % interval | rivals | holds |", "|---|---|---|---|---|---|"]
     lines += [f"| {' | '.join(cells(Check(**check)))} |" for check in result["checks"]]
     lines += ["", *(f"- {note}" for note in result["notes"])]

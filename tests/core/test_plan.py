@@ -185,6 +185,25 @@ def test_text_that_is_not_json_is_a_clear_error(text: str) -> None:
         Plan.from_json(text)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_setting_that_is_not_finite_is_a_clear_error(number: str) -> None:
+    text = Plan("net", (decision(bits=4),)).to_json().replace('"bits": 4', f'"bits": {number}')
+    with pytest.raises(ValueError, match=r"decisions\[0\]\.settings\.bits must be finite"):
+        Plan.from_json(text)
+
+
+def test_a_key_that_comes_twice_is_a_clear_error() -> None:
+    text = Plan("net", (decision(bits=4),)).to_json().replace('"bits": 4', '"bits": 4, "bits": 8')
+    with pytest.raises(ValueError, match="the key 'bits' is given twice"):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_decision_with_a_setting_that_is_not_finite_is_refused(number: float) -> None:
+    with pytest.raises(ValueError, match="setting 'clip' of weight_only must be finite"):
+        decision(clip=number)
+
+
 def test_a_plan_beyond_the_size_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "MAX_PLAN_BYTES", 10)
     with pytest.raises(ValueError, match="larger than 10 bytes"):

@@ -108,6 +108,18 @@ def test_malformed_text_is_refused_in_one_short_line(text: str) -> None:
     assert len(str(caught.value)) < 400
 
 
+def test_a_number_that_is_not_finite_is_refused_with_its_place() -> None:
+    text = WHOLE.to_json().replace('"macs": 6', '"macs": NaN')
+    with pytest.raises(ArtifactError, match=r"manifest\.json: macs must be finite, got nan"):
+        Manifest.from_json(text)
+
+
+def test_a_key_that_comes_twice_is_named() -> None:
+    text = WHOLE.to_json().replace('"macs": 6', '"macs": 6, "macs": 7')
+    with pytest.raises(ArtifactError, match="the key 'macs' is given twice"):
+        Manifest.from_json(text)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, object(), {1, 2}])
 def test_a_value_without_a_json_form_is_not_written(value: object) -> None:
     with pytest.raises(ValueError, match="JSON"):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any
+
+from flyweight.core.json_text import parse_json
 
 PLAN_VERSION = 1
 MAX_PLAN_BYTES = 64_000_000
@@ -45,6 +48,8 @@ class Decision:
                 raise TypeError(
                     f"setting {key!r} of {self.technique} must be a bool, number or text, got {given}"
                 )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"setting {key!r} of {self.technique} must be finite, got {value}")
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     def __hash__(self) -> int:
@@ -116,15 +121,9 @@ class Plan:
         """Read a plan.
 
         Raises:
-            ValueError: The text is too long, not JSON, of another version, or not a plan.
+            ValueError: `parse_json` refuses the text, or it is of another version, or not a plan.
         """
-        if len(text) > MAX_PLAN_BYTES:
-            raise ValueError(f"plan is larger than {MAX_PLAN_BYTES} bytes")
-        try:
-            raw = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"plan is not JSON: {error}") from error
-        return Plan.from_dict(raw)
+        return Plan.from_dict(parse_json(text, "plan", max_bytes=MAX_PLAN_BYTES))
 
     @staticmethod
     def from_dict(raw: object) -> Plan:

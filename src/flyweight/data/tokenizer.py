@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from flyweight._optional import require
+from flyweight.core.json_text import parse_json
 from flyweight.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -168,9 +169,9 @@ def _with_ids(document: str) -> str:
         ArtifactError: The document is malformed.
     """
     try:
-        raw = json.loads(document)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"the stored tokenizer is not JSON: {error}") from error
+        raw: Any = parse_json(document, "the stored tokenizer", max_bytes=MAX_DOCUMENT_BYTES)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error
     model = raw.get("model") if isinstance(raw, dict) else None
     if not isinstance(model, dict):
         raise ArtifactError("the stored tokenizer holds no model")

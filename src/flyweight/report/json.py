@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin
 
+from flyweight.core.json_text import parse_json
 from flyweight.core.report import REPORT_VERSION, Report
 from flyweight.errors import ArtifactError
 
@@ -44,27 +45,14 @@ def from_json(text: str) -> Report:
         ArtifactError: The text is too long, not JSON or of another version, or has a missing, unknown or
             repeated key, or a value not finite or of the wrong type; the message holds the key path.
     """
-    if len(text) > MAX_REPORT_BYTES:
-        raise ArtifactError(
-            f"the report is larger than {MAX_REPORT_BYTES} bytes; this is not a report.json of flyweight"
-        )
     try:
-        raw = json.loads(text, object_pairs_hook=_unique)
+        raw = parse_json(text, "the report", max_bytes=MAX_REPORT_BYTES)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error
+    try:
         return _build(Report, _current(raw), "")  # type: ignore[no-any-return]  # _build returns what it is told to
-    except RecursionError as error:
-        raise ArtifactError("the report is nested too deeply to be read") from error
     except ValueError as error:
         raise ArtifactError(f"the report cannot be read: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object"
-        )
-    return found
 
 
 def _current(raw: object) -> dict[str, Any]:

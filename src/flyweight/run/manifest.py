@@ -6,13 +6,13 @@ The JSON form is in docs/formats.md. A manifest comes from anywhere, so reading 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, final
 
 from flyweight._atomic import MANIFEST
+from flyweight.core.json_text import parse_json
 from flyweight.core.plan import Plan, Scalar
 from flyweight.errors import ArtifactError
 
@@ -168,14 +168,15 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            ArtifactError: The text is too long, not JSON, of another version, or not a manifest.
+            ArtifactError: `parse_json` refuses the text, or it is of another version, or not a manifest.
         """
-        if len(text) > MAX_MANIFEST_BYTES:
-            raise ArtifactError(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
         try:
-            raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number)
+            raw = parse_json(text, MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+        except ValueError as error:
+            raise ArtifactError(str(error)) from error
+        try:
             return _manifest(_mapping(raw, "it"))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ArtifactError(f"{MANIFEST} is damaged: {' '.join(str(error).split()):.300}") from error
 
 
@@ -195,21 +196,6 @@ def _check_file_name(name: str) -> None:
     safe = not _UNPORTABLE.search(name) and all(part.strip(". ") for part in name.split("/"))
     if not safe or name == MANIFEST:
         raise ValueError(f"{name!r} cannot be the name of a file in an artifact")
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object holds the same key twice")
-    return found
-
-
-def _number(text: str) -> float:
-    """Also called for NaN and Infinity, which Python's reader would accept."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text:.40} is not a finite number")
-    return value
 
 
 def _check_keys(raw: Mapping[str, object], known: Collection[str], where: str) -> None:

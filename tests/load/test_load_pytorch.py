@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from flyweight.errors import InputError
+from flyweight.errors import InputError, UnsupportedError
 from flyweight.load.pytorch import load_module, prepared
 
 CODE = """
@@ -112,3 +112,23 @@ def test_nan_weights_are_refused():
     nn.init.constant_(module.weight, float("nan"))
     with pytest.raises(InputError, match="'weight' of 'net' holds NaN"):
         prepared(module, "net")
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embedding_with_max_norm_gets_the_rows_it_would_give(kind):
+    ids = torch.tensor([[1, 0, 4]])
+    wanted = nn.Sequential(kind(5, 3, max_norm=1.0))
+    weights = {"0.weight": torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) * 3}
+    wanted.load_state_dict(weights)
+    module = nn.Sequential(kind(5, 3, max_norm=1.0))
+    module.load_state_dict(weights)
+    prepared(module, "m")
+    assert module[0].max_norm is None
+    torch.testing.assert_close(module(ids), wanted(ids))
+
+
+def test_shared_embedding_with_max_norm_is_refused():
+    module = nn.Sequential(nn.Embedding(5, 3, max_norm=1.0), nn.Linear(3, 5))
+    module[1].weight = module[0].weight
+    with pytest.raises(UnsupportedError, match="embedding '0' has max_norm, and another layer reads"):
+        prepared(module, "m")

@@ -92,3 +92,9 @@ def test_encoded_layer_is_profiled_by_what_it_stores(form, group):
     known = profile(model).by_name["0"]
     assert (known.code_bits, known.group_size, known.activation_mode) == (form.bits, group, "dynamic")
     assert known.storage_bytes == form.stored_bits(3, 12) / 8
+
+
+def test_embedding_that_changes_its_weight_counts_as_other_bytes():
+    model = Model("m", nn.Sequential(nn.Embedding(5, 3, max_norm=1.0)), {"input": torch.tensor([[1]])})
+    assert profile(model).layers == ()
+    assert profile(model).other_bytes == 4 * 15

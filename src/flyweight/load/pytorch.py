@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from flyweight.core.plan import Scalar
-from flyweight.errors import InputError
+from flyweight.errors import InputError, UnsupportedError
 from flyweight.load.weights import check_finite, load_weights, read_weights
 from flyweight.user_code import user_object
 
@@ -39,15 +40,36 @@ def load_module(spec: str, weights: Path | None = None, *, arguments: Mapping[st
 def prepared(module: nn.Module, name: str) -> nn.Module:
     """The module on the CPU with float32 parameters, in eval mode; changed in place.
 
+    Embeddings with ``max_norm`` get the rows that they would give.
+
     Raises:
         InputError: A parameter has no data, or is not finite.
+        UnsupportedError: Another layer reads the rows of an embedding with ``max_norm``.
     """
     without_data = next((key for key, tensor in module.named_parameters() if tensor.is_meta), None)
     if without_data is not None:
         raise InputError(f"weight {without_data!r} of {name!r} has no data (meta device); give --weights")
     module = module.to("cpu", torch.float32).eval()
     check_finite(module, name)
+    _apply_max_norms(module)
     return module
+
+
+@torch.no_grad()
+def _apply_max_norms(module: nn.Module) -> None:
+    """Such an embedding shortens rows as it reads them, in its own weight; here all are, once, in place."""
+    owners = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.Embedding | nn.EmbeddingBag) or layer.max_norm is None:
+            continue
+        if owners[id(layer.weight)] > 1:
+            raise UnsupportedError(
+                f"embedding {name!r} has max_norm, and another layer reads its weight, which changes with "
+                "each lookup: give one of them a weight of its own"
+            )
+        rows = torch.arange(len(layer.weight))
+        torch.embedding_renorm_(layer.weight, rows, layer.max_norm, layer.norm_type)
+        layer.max_norm = None
 
 
 def _made(spec: str, factory: Any, arguments: Mapping[str, Scalar]) -> nn.Module:

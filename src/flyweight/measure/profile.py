@@ -13,7 +13,7 @@ from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile, Operati
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineWeight
-from flyweight.tensors.encoded import LAYERS, EncodedLayer, Layer
+from flyweight.tensors.encoded import LAYERS, EncodedLayer, Layer, changes_its_weight
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -28,7 +28,8 @@ def profile(model: Model) -> ModelProfile:
     """Profile of ``model`` from one forward pass of its example inputs (batch 1).
 
     A layer that runs twice is recorded once, with the work of both. Weighted layers of other kinds,
-    subclasses of the known ones included, count as other bytes: no technique touches them.
+    subclasses of the known ones and embeddings with ``max_norm`` included, count as other bytes: no technique
+    touches them.
     """
     found: dict[str, LayerProfile] = {}
     owners: dict[int, str] = {}
@@ -47,7 +48,8 @@ def profile(model: Model) -> ModelProfile:
         return module.register_forward_hook(hook)
 
     for name, module in model.module.named_modules():
-        if isinstance(module, EncodedLayer) or (type(module) in LAYERS and id(module) not in inside):
+        known = type(module) in LAYERS and not changes_its_weight(module)
+        if isinstance(module, EncodedLayer) or (known and id(module) not in inside):
             handles.append(record(name, cast("EncodedLayer | Layer", module)))
     try:
         model.outputs()

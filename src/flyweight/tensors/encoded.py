@@ -160,7 +160,8 @@ def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> Enco
     A layer with several names is wrapped under all of them.
 
     Raises:
-        UnsupportedError: The module is none of Linear, Conv1d, Conv2d, Embedding.
+        UnsupportedError: The module is none of Linear, Conv1d, Conv2d, Embedding, or changes its weight as it
+            runs (``max_norm``).
     """
     layer = root.get_submodule(name)
     if not isinstance(layer, EncodedLayer):
@@ -169,12 +170,22 @@ def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> Enco
             raise UnsupportedError(
                 f"layer {name!r} is a {type(layer).__name__}; {known} can be encoded: leave it out"
             )
+        if changes_its_weight(layer):
+            raise UnsupportedError(
+                f"embedding {name!r} has max_norm, with which it changes its weight as it runs: leave it "
+                "out, or shorten its rows once and set max_norm to None"
+            )
         wrapped = EncodedLayer(layer)
         exchange(root, layer, wrapped)
         layer = wrapped
     layer.encoders = (*layer.encoders, encoder)
     layer.technique = "+".join(filter(None, (layer.technique, technique)))
     return layer
+
+
+def changes_its_weight(layer: nn.Module) -> bool:
+    """Whether its forward writes to its weight."""
+    return isinstance(layer, nn.Embedding) and layer.max_norm is not None
 
 
 def exchange(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

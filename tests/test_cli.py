@@ -151,6 +151,7 @@ def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
         *NET,
         *("--task", "classification", "--top-k", "2", "--model-arg", "hidden=9", "--model-arg", "deep=True"),
         *("--max-size", "25MB", "--max-latency", "15ms", "--max-drop", "0.5%", "--max-ram", "1GB"),
+        *("--max-energy", "5mJ", "--evaluation-fraction", "0.3"),
         *("--technique", "weight_only", "--technique", "static_int8", "--bits", "4", "--group-size", "32"),
         *("--granularity", "group", "--set", "range_method=mse", "--plan", "plan.json"),
         *("--input-column", "a", "--input-column", "b", "--target-column", "c", "--slice", "d"),
@@ -181,9 +182,15 @@ def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
         techniques=("weight_only", "static_int8"),
         technique_settings={"bits": 4, "granularity": "group", "group_size": 32, "range_method": "mse"},
         plan="plan.json",
-        budget=Budget(storage_bytes=25e6, latency_s=0.015, quality_drop=0.005, ram_bytes=1e9),
+        budget=Budget(storage_bytes=25e6, latency_s=0.015, quality_drop=0.005, ram_bytes=1e9, energy_j=0.005),
         data_settings=DataSettings(
-            inputs=("a", "b"), target="c", slices=("d",), calibration_size=7, evaluation_size=8, seed=9
+            inputs=("a", "b"),
+            target="c",
+            slices=("d",),
+            calibration_size=7,
+            evaluation_size=8,
+            evaluation_fraction=0.3,
+            seed=9,
         ),
         runtime="openvino",
         threads=2,
@@ -191,6 +198,27 @@ def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
         seconds=0.5,
         overwrite=True,
     )
+
+
+def test_every_setting_has_a_flag(command: Command):
+    shown = " ".join(command("compress", "--help")[1].split())
+    named = {"technique_settings": "--set", "techniques": "--technique", "inputs": "--input-column"}
+    named |= {"model": "MODEL", "target": "--target-column", "slices": "--slice", "task_settings": "--top-k"}
+    named |= {"model_arguments": "--model-arg", "preprocessing": "--preprocess"}
+    keys = set(Settings(model="m", data="d", out="o").to_dict()) - {"format"}  # there is one format
+    assert [key for key in keys if named.get(key, f"--{key.replace('_', '-')}") not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(("--max-energy", "5kg"), "5mJ"), (("--evaluation-fraction", "1"), "between 0 and 1, got 1.0")],
+)
+def test_a_bound_out_of_range_is_told_with_what_to_write(
+    flags: tuple[str, str], message: str, command: Command
+):
+    code, _, errors = command("compress", *NET, *flags, "-o", "small")
+    assert code in (1, 2)
+    assert message in errors
 
 
 def test_normalize_imagenet_sets_mean_and_std(settings: Callable[..., Settings]):

@@ -67,6 +67,10 @@ class Source:
     evaluation_size: Annotated[
         int | None, typer.Option(help="Evaluation examples used; all if left out.")
     ] = None
+    evaluation_fraction: Annotated[
+        float | None,
+        typer.Option(help="Part of unsplit data held out for evaluation, as 0.3; 0.25 if left out."),
+    ] = None
     seed: Annotated[int | None, typer.Option(help="Of the split of unsplit data.")] = None
 
     def values(self) -> dict[str, object]:
@@ -155,6 +159,10 @@ class Goal:
     ] = None
     max_ram: Annotated[
         str | None, typer.Option(help="Peak memory of the running model, as 80MB.", rich_help_panel=_GOAL)
+    ] = None
+    max_energy: Annotated[
+        str | None,
+        typer.Option(help="Of one example, where it can be measured, as 5mJ.", rich_help_panel=_GOAL),
     ] = None
     techniques: Annotated[
         list[str] | None,

@@ -40,12 +40,12 @@ def parse_seconds(text: str | int | float) -> float:
 
 
 def parse_joules(text: str | int | float) -> float:
-    """Joules above 0 from ``"3mJ"``, or a plain number of joules.
+    """Joules above 0 from ``"5mJ"``, or a plain number of joules.
 
     Raises:
         ValueError: It is no energy, or not above 0.
     """
-    return _positive(text, ENERGY_UNITS, "an energy", "3mJ or 50uJ")
+    return _positive(text, ENERGY_UNITS, "an energy", "5mJ or 50uJ")
 
 
 def parse_drop(text: str | int | float) -> float:

@@ -11,7 +11,7 @@ from flyweight.core.report import Comparison, Energy, Estimate, Latency, Measure
 from flyweight.evaluate.guarantee import caveats, judge, shortfall
 
 
-def measured(storage_bytes=1000, p50_s=0.010, peak=None, energy=None):
+def measured(storage_bytes=1000, p50_s=0.010, peak=None, energy=None, estimate=None):
     return Measurement(
         storage_bytes=storage_bytes,
         files={"model.onnx": storage_bytes},
@@ -20,6 +20,7 @@ def measured(storage_bytes=1000, p50_s=0.010, peak=None, energy=None):
         latency=Latency(p50_s=p50_s, p95_s=p50_s, samples_s=(p50_s,), batch_size=1, threads=1),
         peak_rss_bytes=peak,
         energy=energy,
+        energy_estimate=estimate,
         quality=Estimate(value=0.9, low=0.8, high=1.0),
     )
 
@@ -38,7 +39,7 @@ def compared(speedup=(1.5, 1.4, 1.6), drop=(0.0, -0.01, 0.01)):
 
 ORIGINAL, SMALLER = measured(1000), measured(400)
 ALLOWED = Budget(quality_drop=0.01)
-MEASURED = Energy(joules=2.0, measured=True, method="RAPL")
+MEASURED = Energy(joules=2.0, method="RAPL")
 
 
 def verdict(compressed=SMALLER, comparison=None, budget=ALLOWED):
@@ -87,7 +88,7 @@ def test_smaller_faster_and_as_good_is_shipped():
         ),
         (
             {
-                "compressed": measured(400, energy=replace(MEASURED, measured=False)),
+                "compressed": measured(400, estimate=MEASURED),
                 "budget": Budget(energy_j=9.0),
             },
             "energy cannot be measured on this machine, so the energy budget is not proven",

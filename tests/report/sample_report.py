@@ -100,7 +100,7 @@ def refused() -> Report:
 def bare() -> Report:
     """A regression with everything optional left out."""
     report = sample(layers=0, rounds=1)
-    plain = {"peak_rss_bytes": None, "energy": None, "calibration_error": None}
+    plain = {"peak_rss_bytes": None, "energy_estimate": None, "calibration_error": None}
     return replace(
         report,
         metric="R²",
@@ -167,7 +167,8 @@ def _measurement(
         macs=40_551_424,
         latency=latency,
         peak_rss_bytes=rss,
-        energy=Energy(joules=joules, measured=False, method="nominal power of the processor times time"),
+        energy=None,
+        energy_estimate=Energy(joules=joules, method="nominal power of the processor times time"),
         quality=Estimate(value=quality, low=quality - 0.0051, high=quality + 0.0052),
         calibration_error=0.031,
     )

@@ -69,10 +69,9 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Energy of one example. Says whether it was measured, and how it was found."""
+    """Energy of one example, and how it was found."""
 
     joules: float
-    measured: bool
     method: str
 
 
@@ -88,7 +87,8 @@ class Measurement:
         latency: Interleaved with the other measurement of the same report.
         peak_rss_bytes: Peak resident memory of a fresh process that loads the file and runs it, less the same
             process before it loaded the file; None where the system does not tell.
-        energy: None where it is neither measured nor estimated.
+        energy: From the processor's counters; None where they cannot be read.
+        energy_estimate: From operations and bytes, where it cannot be measured. Nothing is judged by it.
         quality: The metric, higher is better, with a bootstrap interval.
         calibration_error: Expected calibration error in 0..1, where the task gives probabilities.
     """
@@ -100,6 +100,7 @@ class Measurement:
     latency: Latency
     peak_rss_bytes: int | None
     energy: Energy | None
+    energy_estimate: Energy | None
     quality: Estimate
     calibration_error: float | None = None
 

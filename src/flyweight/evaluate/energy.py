@@ -53,7 +53,7 @@ def measure_energy(
         return None
     names = ", ".join(sorted({domains[domain] for domain in before}))
     method = f"RAPL counters of {names}, idle power included, mean of {calls} calls"
-    return Energy(joules=sum(used) * 1e-6 / (calls * examples), measured=True, method=method)
+    return Energy(joules=sum(used) * 1e-6 / (calls * examples), method=method)
 
 
 def estimate_energy(macs: int, storage_bytes: int | float, *, operand_bits: int | float) -> Energy:
@@ -79,7 +79,7 @@ def estimate_energy(macs: int, storage_bytes: int | float, *, operand_bits: int 
         f"Horowitz 2014 at 45 nm: {MAC_J[width] * 1e12:.1f} pJ a {width}-bit multiply-accumulate, "
         f"{DRAM_BYTE_J * 1e12:.0f} pJ a byte of weights, each read once from DRAM; nothing else counted"
     )
-    return Energy(joules=macs * MAC_J[width] + storage_bytes * DRAM_BYTE_J, measured=False, method=method)
+    return Energy(joules=macs * MAC_J[width] + storage_bytes * DRAM_BYTE_J, method=method)
 
 
 def _domains(root: Path) -> dict[Path, str]:

@@ -146,6 +146,9 @@ def _measurement(
 ) -> Measurement:
     artifact = subject.artifact
     manifest = read_manifest(artifact.path)
+    energy = measure_energy(
+        conditions.loading(artifact, inputs)(), examples=conditions.batch_size, seconds=ENERGY_SECONDS
+    )
     return Measurement(
         storage_bytes=artifact.nbytes,
         files=dict(artifact.files),
@@ -153,17 +156,13 @@ def _measurement(
         macs=manifest.macs,
         latency=latency(samples_s, conditions.batch_size, threads=thread_count(conditions.threads)),
         peak_rss_bytes=peak_rss_bytes(artifact.path, conditions.runtime, inputs, threads=conditions.threads),
-        energy=_energy(subject, manifest.macs, inputs, conditions),
+        energy=energy,
+        energy_estimate=None if energy else _estimated_energy(subject, manifest.macs, conditions.batch_size),
         quality=bootstrap(task, subject.scores),
         calibration_error=expected_calibration_error(subject.scores),
     )
 
 
-def _energy(subject: Subject, macs: int, inputs: Arrays, conditions: Conditions) -> Energy | None:
-    """Of one example."""
-    call = conditions.loading(subject.artifact, inputs)()
-    measured = measure_energy(call, examples=conditions.batch_size, seconds=ENERGY_SECONDS)
-    if measured is not None:
-        return measured
-    weights = subject.artifact.files[subject.artifact.model_file] / conditions.batch_size
+def _estimated_energy(subject: Subject, macs: int, batch_size: int) -> Energy:
+    weights = subject.artifact.files[subject.artifact.model_file] / batch_size
     return estimate_energy(macs, weights, operand_bits=subject.operand_bits)

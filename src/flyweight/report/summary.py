@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from flyweight.core.report import Comparison, Energy, Measurement, Report
+from flyweight.core.report import Comparison, Measurement, Report
 from flyweight.report.wording import (
     bytes_text,
     count_text,
@@ -69,8 +69,14 @@ def comparison_rows(report: Report) -> tuple[Row, ...]:
         rows.append(
             _ratio_row("Peak memory", before.peak_rss_bytes, after.peak_rss_bytes, bytes_text, "less more")
         )
-    if before.energy is not None and after.energy is not None:
-        rows.append(_energy_row(before.energy, after.energy))
+    rows += [
+        _ratio_row(label, one.joules, other.joules, energy_text, "less more")
+        for label, one, other in (
+            ("Energy", before.energy, after.energy),
+            ("Energy (estimated)", before.energy_estimate, after.energy_estimate),
+        )
+        if one is not None and other is not None
+    ]
     return (*rows, *_quality_rows(report))
 
 
@@ -92,11 +98,6 @@ def _latency_row(report: Report) -> Row:
     before, after = (time_text(m.latency.p50_s) for m in (report.original, report.compressed))
     better = True if speedup.low > 1 else False if speedup.high < 1 else None
     return Row("Latency p50", before, after, speedup_text(speedup), better)
-
-
-def _energy_row(before: Energy, after: Energy) -> Row:
-    label = "Energy" if before.measured and after.measured else "Energy (estimated)"
-    return _ratio_row(label, before.joules, after.joules, energy_text, "less more")
 
 
 def _quality_rows(report: Report) -> tuple[Row, ...]:

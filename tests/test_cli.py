@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import flyweight
-from command_line import CLASSES, EXAMPLES, call, write_files
+from command_line import CLASSES, EXAMPLES, FEATURES, call, write_files
 from flyweight import pipeline
 from flyweight.core.cost import Budget
 from flyweight.run.artifact import read_manifest
@@ -63,6 +63,27 @@ def test_run_writes_answers(small: Path, command: Command):
 def test_run_prints_json_lines_without_output(small: Path, command: Command):
     _, printed, _ = command("run", small, "--input", "new.npz")
     assert all("label" in json.loads(line) for line in printed.splitlines())
+
+
+def write_table(path: str, columns: int) -> None:
+    """The rows of ``new.npz`` as a table with a header, without or with more columns than it has."""
+    with np.load("new.npz") as data:
+        rows = np.pad(data["x"], ((0, 0), (0, 1)))[:, :columns]
+    header = ",".join(f"feature {i}" for i in range(columns))
+    np.savetxt(path, rows, delimiter=",", header=header, comments="", fmt="%.9g")
+
+
+def test_a_model_that_takes_a_matrix_answers_a_table_of_its_columns(small: Path, command: Command):
+    write_table("new.csv", FEATURES)
+    assert command("run", small, "--input", "new.csv")[:2] == command("run", small, "--input", "new.npz")[:2]
+
+
+def test_a_table_with_another_number_of_columns_is_refused_with_both_counts(small: Path, command: Command):
+    write_table("new.csv", FEATURES + 1)
+    code, _, errors = command("run", small, "--input", "new.csv")
+    assert code == 1
+    assert f"takes {FEATURES} features, the data have {FEATURES + 1} columns" in errors
+    assert len(errors.splitlines()) == 1
 
 
 def test_evaluate_measures_an_artifact_on_all_of_new_data(small: Path, command: Command):

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flyweight.data.column_steps import SelectColumns
 from flyweight.data.declared import IMAGENET_MEAN, kind_of
 from flyweight.data.examples import Examples, Splits
 from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst
 from flyweight.data.preprocessing import build
-from flyweight.data.steps import Cast, Normalize, Rescale, SelectColumns
+from flyweight.data.steps import Cast, Normalize, Rescale
 from flyweight.errors import InputError
 
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flyweight.data.column_steps import JoinColumns, SelectColumns
 from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst
 from flyweight.data.preprocessing import MAX_STEPS, Preprocessing
-from flyweight.data.steps import Cast, Normalize, Rename, Rescale, SelectColumns
+from flyweight.data.steps import Cast, Normalize, Rename, Rescale
 from flyweight.data.text_steps import Tokenize
 from flyweight.data.tokenizer import TOKENIZER_FILE, TokenizerFile
 from flyweight.errors import ArtifactError, InputError
@@ -27,6 +28,7 @@ EVERY_STEP = (
     Rescale(1 / 255),
     Normalize((0.5,), (0.25,)),
     SelectColumns(("a", "b"), ("c",)),
+    JoinColumns("x", 3),
     Tokenize(tokenizer=DEFINITION, max_length=12, padding="fixed", pad_id=3, token_type_ids=True, pair=True),
     Cast("int64", ("a",)),
     Rename("pixels"),

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flyweight.data.column_steps import JoinColumns, SelectColumns
 from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst
-from flyweight.data.steps import Cast, Normalize, Rename, Rescale, SelectColumns
+from flyweight.data.steps import Cast, Normalize, Rename, Rescale
 from flyweight.errors import InputError
 
 
@@ -136,3 +137,26 @@ def test_crop_takes_the_middle_and_refuses_smaller_images():
 def test_channels_first_adds_a_missing_channel():
     assert ToChannelsFirst()({"x": np.zeros((2, 5, 4), np.uint8)})["x"].shape == (2, 1, 5, 4)
     assert ToChannelsFirst()({"x": np.zeros((2, 5, 4, 3), np.uint8)})["x"].shape == (2, 3, 5, 4)
+
+
+def test_join_columns_makes_the_matrix_of_a_table_in_its_order():
+    columns = {"b": np.array([3, 4]), "a": np.array([1.0, 2.0], np.float32)}
+    assert JoinColumns("x", 2)(columns)["x"].tolist() == [[3, 1], [4, 2]]
+
+
+def test_join_columns_lets_a_matrix_pass():
+    columns = {"x": np.ones((2, 5), np.float32)}
+    assert JoinColumns("x", 5)(columns) is columns
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_join_columns_names_both_counts(count):
+    columns = {"a": np.zeros(4), "b": np.zeros(4)}
+    with pytest.raises(InputError, match=f"takes {count} features, the data have 2 columns of numbers"):
+        JoinColumns("x", count)(columns)
+
+
+@pytest.mark.parametrize(("name", "count"), [("", 2), ("x", 0), ("x", 100_000)])
+def test_join_columns_refuses_what_is_no_matrix(name, count):
+    with pytest.raises(ValueError, match=r"name|count"):
+        JoinColumns(name, count)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flyweight.data.column_steps import JoinColumns, SelectColumns
 from flyweight.data.examples import Examples
 from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst
-from flyweight.data.steps import Cast, Columns, Normalize, Rescale, SelectColumns, Step, as_array
+from flyweight.data.steps import MAX_SELECTED_COLUMNS, Cast, Columns, Normalize, Rescale, Step, as_array
 from flyweight.data.text_steps import Tokenize
 from flyweight.data.tokenizer import TokenizerFile, read_json_text
 from flyweight.errors import InputError
@@ -109,10 +110,19 @@ def _array_steps(settings: Mapping[str, object], train: Examples) -> tuple[Step,
         steps = (*steps, *_geometry(settings), ToChannelsFirst())
     elif "resize" in settings or "crop" in settings:
         raise InputError("preprocessing: resize and crop need image files or channels_last arrays")
-    steps = (*steps, *_scaling(settings))
+    steps = (*steps, *_joined(train), *_scaling(settings))
     if _flag(settings, "standardize"):
         steps = (*steps, _standardized(steps, train))
     return (*steps, *_casts(settings, train))
+
+
+def _joined(train: Examples) -> tuple[Step, ...]:
+    """Where the data are one matrix, new examples may come as a table of its columns."""
+    if len(train.inputs) != 1:
+        return ()
+    ((name, values),) = train.inputs.items()
+    shape = np.shape(values)
+    return (JoinColumns(name, shape[1]),) if len(shape) == 2 and 1 <= shape[1] <= MAX_SELECTED_COLUMNS else ()
 
 
 def _casts(settings: Mapping[str, object], train: Examples) -> tuple[Step, ...]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from flyweight.data.column_steps import MATRIX_NAME
 from flyweight.data.examples import Examples, Splits
 from flyweight.data.splits import is_part, select_parts
-from flyweight.data.steps import MATRIX_NAME
 from flyweight.data.targets import Labelled, encode
 from flyweight.errors import InputError
 from flyweight.user_code import user_object

@@ -8,8 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from flyweight.data.column_steps import JoinColumns, SelectColumns
 from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst
-from flyweight.data.steps import MAX_SELECTED_COLUMNS, Cast, Normalize, Rename, Rescale, SelectColumns, Step
+from flyweight.data.steps import MAX_SELECTED_COLUMNS, Cast, Normalize, Rename, Rescale, Step
 from flyweight.data.text_steps import Tokenize
 from flyweight.data.tokenizer import TokenizerFile
 from flyweight.errors import ArtifactError
@@ -22,6 +23,7 @@ STEPS: tuple[type[Step], ...] = (
     Rescale,
     Normalize,
     SelectColumns,
+    JoinColumns,
     Tokenize,
     Cast,
     Rename,

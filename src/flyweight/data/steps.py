@@ -1,4 +1,4 @@
-"""Preprocessing steps on numbers: rescale, normalise, cast, select columns, rename."""
+"""Preprocessing steps on numbers: rescale, normalise, cast, rename."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from flyweight.errors import InputError
 
 Columns = Mapping[str, np.ndarray | Sequence[Any]]  # column name -> one value an example, examples on axis 0
 
-MATRIX_NAME = "x"  # what SelectColumns calls its matrix
 MAX_SELECTED_COLUMNS = 65_536  # bound on what an untrusted manifest may name
 
 
@@ -162,50 +161,6 @@ def whole_numbers(name: str, values: np.ndarray) -> np.ndarray:
                 f"input {name!r}, example {fractional[0]} is not whole; the model takes integers there"
             )
     return values.astype(np.int64)
-
-
-@final
-@dataclass(frozen=True)
-class SelectColumns:
-    """One matrix from numeric columns; any others are left out.
-
-    Attributes:
-        columns: Those of the float32 matrix ``x``, (examples, columns), in the model's order; () makes none.
-        integers: Columns handed to the model under their own names as int64 (examples,): ids of embeddings.
-    """
-
-    columns: tuple[str, ...]
-    integers: tuple[str, ...] = ()
-    kind: ClassVar[str] = "select_columns"
-
-    def __post_init__(self) -> None:
-        names = (*self.columns, *self.integers)
-        if not names:
-            raise ValueError("no column is selected")
-        if len(names) > MAX_SELECTED_COLUMNS:
-            raise ValueError(f"at most {MAX_SELECTED_COLUMNS} columns can be selected, got {len(names)}")
-        if len(set(names)) != len(names):
-            raise ValueError("a column is selected twice")
-
-    def __call__(self, columns: Columns) -> Columns:
-        """``x`` and the integer columns."""
-        selected: dict[str, np.ndarray] = {}
-        if self.columns:
-            selected[MATRIX_NAME] = np.stack(
-                [self._column(columns, name) for name in self.columns], axis=1
-            ).astype(np.float32)
-        return selected | {name: whole_numbers(name, self._column(columns, name)) for name in self.integers}
-
-    @staticmethod
-    def _column(columns: Columns, name: str) -> np.ndarray:
-        if name not in columns:
-            raise InputError(
-                f"the model needs a column {name!r}; the data's columns are {', '.join(columns)}"
-            )
-        values = as_array(name, columns[name])
-        if values.ndim != 1:
-            raise InputError(f"column {name!r} must hold one number an example, got shape {values.shape}")
-        return values
 
 
 @final

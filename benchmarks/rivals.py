@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 from benchmarks import processes
 from benchmarks.processes import ROOT
 from flyweight.errors import MissingDependency
+from flyweight.run.onnxruntime import NO_TELEMETRY
 
 CONSTRAINTS = ROOT / "constraints.txt"
 ENVIRONMENTS = ROOT / ".rivals"
@@ -59,7 +61,8 @@ def run(
     job_file, arrays_file, result_file = work / "job.json", work / "arrays.npz", work / "result.json"
     job_file.write_text(json.dumps(job))
     np.savez(arrays_file, **dict(arrays))  # type: ignore[arg-type]  # the stub mistakes the arrays for its allow_pickle
-    done = processes.run([python, "-I", rival.script, job_file, arrays_file, result_file])
+    quiet = {**os.environ, NO_TELEMETRY: "1"}
+    done = processes.run([python, "-I", rival.script, job_file, arrays_file, result_file], environment=quiet)
     if done.returncode:
         raise RuntimeError(
             f"{rival.script.name} failed in its environment: {processes.last_line(done.stderr)}"

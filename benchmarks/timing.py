@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.claims import FLOAT, OURS, Check, compared
 from flyweight.evaluate.timing import interleave, speedup
+from flyweight.run.onnxruntime import onnxruntime_module
 
 Loads = Mapping[str, Callable[[], Callable[[], object]]]  # candidate to what gives the call to time
 Samples = Mapping[str, Sequence[Sequence[float]]]  # candidate to seconds, by session and round
@@ -17,8 +18,7 @@ Samples = Mapping[str, Sequence[Sequence[float]]]  # candidate to seconds, by se
 
 def open_session(path: Path, threads: int) -> Any:
     """An ONNX Runtime session whose threads stop spinning after a call, and leave the next one alone."""
-    import onnxruntime
-
+    onnxruntime = onnxruntime_module()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

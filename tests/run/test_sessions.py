@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_artifacts import TABLE, WEIGHT, added, linear, lookup, opened
+from small_artifacts import TABLE, WEIGHT, added, linear, lookup, opened, write_artifact
 
 from flyweight.core.protocols import Runtime
 from flyweight.core.report import Artifact
@@ -153,3 +156,18 @@ def test_onnxruntime_refuses_an_index_out_of_range_and_prints_nothing(
     with pytest.raises(InputError, match="idx=99"):
         session({"i": np.array([99])})
     assert capfd.readouterr().err == ""
+
+
+def test_onnxruntime_is_loaded_without_its_telemetry(tmp_path: Path) -> None:
+    folder, temporary = write_artifact(tmp_path / "artifact"), tmp_path / "temporary"
+    temporary.mkdir()
+    code = (
+        "import os; from flyweight.run.artifact import open_artifact;"
+        "from flyweight.run.onnxruntime import OnnxRuntime;"
+        f"OnnxRuntime().load(open_artifact({str(folder)!r}), 1);"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    # What sends it leaves the mark of its session there.
+    subprocess.run([sys.executable, "-c", code], env=environment | {"TMPDIR": str(temporary)}, check=True)
+    assert list(temporary.iterdir()) == []

@@ -10,16 +10,24 @@ import importlib
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from flyweight import catalog
 from flyweight.run.artifact import open_artifact
+from flyweight.run.onnxruntime import onnxruntime_module
 from flyweight.run.openvino import openvino_module
 
 # What a runtime imports when it loads its first model: brought in before, as it is no cost of the model.
-LIBRARIES = {"onnxruntime": "onnxruntime", "pytorch": "torch"}
+# The first two are imported so that they send no telemetry.
+LIBRARIES: Mapping[str, Callable[[], object]] = {
+    "onnxruntime": onnxruntime_module,
+    "openvino": openvino_module,
+    "pytorch": partial(importlib.import_module, "torch"),
+}
 PROC = Path("/proc/self")
 
 
@@ -42,10 +50,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _import_library(runtime_name: str) -> None:
-    if runtime_name == "openvino":
-        openvino_module()  # imported this way it sends no telemetry
-    elif runtime_name in LIBRARIES:
-        importlib.import_module(LIBRARIES[runtime_name])
+    if runtime_name in LIBRARIES:
+        LIBRARIES[runtime_name]()
 
 
 def _growth(before: int | None, peak_before: int | None, peak_after: int | None) -> int | None:

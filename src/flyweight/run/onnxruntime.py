@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from flyweight.core.report import Artifact
 from flyweight.errors import ArtifactError, InputError
-from flyweight.run.inputs import InputCheck, thread_count
+from flyweight.run.inputs import thread_count
 from flyweight.run.manifest import ANY_SIZE, TensorSpec
+from flyweight.run.session import CheckedSession, artifact_for
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from flyweight.model import Model
 
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _FATAL = 4  # log severity: errors come as exceptions, which carry the same text
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _DTYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64"}
@@ -28,7 +35,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     formats = ("onnx",)
 
-    def load(self, source: Artifact | Model, threads: int) -> OnnxSession:
+    def load(self, source: Artifact | Model, threads: int) -> CheckedSession:
         """A session of the artifact's model file.
 
         Args:
@@ -39,61 +46,35 @@ class OnnxRuntime:
             ArtifactError: The file is damaged, or reads weights from outside its folder.
             TypeError: ``source`` is not an artifact.
         """
-        import onnxruntime
-
-        if not isinstance(source, Artifact):
-            raise TypeError(f"onnxruntime loads artifacts, got {type(source).__name__}")
-        onnxruntime.disable_telemetry_events()  # only its Windows builds send any
+        path = artifact_for(self.name, source).model_path
         try:
-            session = onnxruntime.InferenceSession(
-                str(source.model_path), _options(thread_count(threads)), providers=["CPUExecutionProvider"]
+            session = onnxruntime_module().InferenceSession(
+                str(path), _options(thread_count(threads)), providers=["CPUExecutionProvider"]
             )
         except _errors() as error:
-            raise ArtifactError(
-                f"ONNX Runtime cannot load {source.model_path}: {_sentence(error)}"
-            ) from error
-        return OnnxSession(session)
+            raise ArtifactError(f"ONNX Runtime cannot load {path}: {_sentence(error)}") from error
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        return CheckedSession(map(_spec, inputs), map(_spec, outputs), partial(_computed, session))
 
 
-@final
-class OnnxSession:
-    """Called with named arrays, returns the list of outputs.
+def onnxruntime_module() -> ModuleType:
+    """The package, imported so that it does not tell its maker: since 1.29 it would on every system."""
+    os.environ.setdefault(NO_TELEMETRY, "1")  # looked at once, when the library is loaded
+    module = importlib.import_module("onnxruntime")
+    module.disable_telemetry_events()
+    return module
 
-    Attributes:
-        inputs: In the file's order.
-        outputs: In the file's order.
-    """
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self.inputs = tuple(_spec(value) for value in session.get_inputs())
-        self.outputs = tuple(_spec(value) for value in session.get_outputs())
-        self._check = InputCheck(self.inputs)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """All are needed; no others are taken."""
-        return tuple(spec.name for spec in self.inputs)
-
-    def __call__(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs, each (batch, ...).
-
-        Raises:
-            InputError: The arrays are not what the model takes: names, dtypes, shapes, or values.
-        """
-        self._check(arrays)
-        try:
-            outputs: list[np.ndarray] = self._session.run(None, dict(arrays))
-        except _errors() as error:
-            raise InputError(
-                f"ONNX Runtime cannot run the model on these inputs: {_sentence(error)}"
-            ) from error
-        return outputs
+def _computed(session: Any, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        outputs: list[np.ndarray] = session.run(None, dict(arrays))
+    except _errors() as error:
+        raise InputError(f"ONNX Runtime cannot run the model on these inputs: {_sentence(error)}") from error
+    return outputs
 
 
 def _options(threads: int) -> Any:
-    import onnxruntime
-
+    onnxruntime = onnxruntime_module()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

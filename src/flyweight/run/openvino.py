@@ -6,8 +6,9 @@ Limits: an index out of range in a Gather gives zeros where ONNX Runtime raises.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -15,10 +16,12 @@ import numpy as np
 from flyweight._optional import require
 from flyweight.core.report import Artifact
 from flyweight.errors import ArtifactError, InputError
-from flyweight.run.inputs import InputCheck, thread_count
+from flyweight.run.inputs import thread_count
 from flyweight.run.manifest import ANY_SIZE, TensorSpec
+from flyweight.run.session import CheckedSession, artifact_for
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
     from flyweight.model import Model
@@ -33,7 +36,7 @@ class OpenVinoRuntime:
     name = "openvino"
     formats = ("onnx",)
 
-    def load(self, source: Artifact | Model, threads: int) -> OpenVinoSession:
+    def load(self, source: Artifact | Model, threads: int) -> CheckedSession:
         """A session of the artifact's model file.
 
         Args:
@@ -45,59 +48,40 @@ class OpenVinoRuntime:
             MissingDependency: OpenVINO is not installed.
             TypeError: ``source`` is not an artifact.
         """
-        if not isinstance(source, Artifact):
-            raise TypeError(f"openvino loads artifacts, got {type(source).__name__}")
+        path = artifact_for(self.name, source).model_path
         openvino = openvino_module()
-        settings = {
-            "INFERENCE_NUM_THREADS": thread_count(threads),
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 on processors that have it
-        }
         try:
-            # The front end by name: a file that is not ONNX would be offered to those of all other formats.
-            reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
-            graph = reader.convert(reader.load(str(source.model_path)))
-            if not graph.outputs:
-                raise ArtifactError(f"OpenVINO cannot load {source.model_path}: it holds no graph")
-            return OpenVinoSession(openvino.Core().compile_model(graph, "CPU", settings))
+            compiled = _compiled(openvino, path, thread_count(threads))
+            return CheckedSession(
+                map(_spec, compiled.inputs),
+                map(_spec, compiled.outputs),
+                partial(_computed, compiled.create_infer_request(), compiled.outputs),
+            )
         except _errors(openvino) as error:
-            raise ArtifactError(f"OpenVINO cannot load {source.model_path}: {_sentence(error)}") from error
+            raise ArtifactError(f"OpenVINO cannot load {path}: {_sentence(error)}") from error
 
 
-@final
-class OpenVinoSession:
-    """Called with named arrays, returns the list of outputs.
+def _compiled(openvino: ModuleType, path: Path, threads: int) -> Any:
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 on processors that have it
+    }
+    # The front end by name: a file that is not ONNX would be offered to those of all other formats.
+    reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+    graph = reader.convert(reader.load(str(path)))
+    if not graph.outputs:
+        raise ArtifactError(f"OpenVINO cannot load {path}: it holds no graph")
+    return openvino.Core().compile_model(graph, "CPU", settings)
 
-    Attributes:
-        inputs: In the file's order.
-        outputs: In the file's order.
-    """
 
-    def __init__(self, compiled: Any) -> None:
-        self._request = compiled.create_infer_request()
-        self._outputs = compiled.outputs
-        self.inputs = tuple(_spec(port) for port in compiled.inputs)
-        self.outputs = tuple(_spec(port) for port in compiled.outputs)
-        self._check = InputCheck(self.inputs)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """All are needed; no others are taken."""
-        return tuple(spec.name for spec in self.inputs)
-
-    def __call__(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs, each (batch, ...).
-
-        Raises:
-            InputError: The arrays are not what the model takes: names, dtypes, shapes.
-        """
-        self._check(arrays)
-        shared = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        try:
-            outputs = self._request.infer(shared, share_inputs=True)
-        except RuntimeError as error:
-            raise InputError(f"OpenVINO cannot run the model on these inputs: {_sentence(error)}") from error
-        return [outputs[port] for port in self._outputs]
+def _computed(request: Any, ports: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    shared = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    try:
+        outputs = request.infer(shared, share_inputs=True)
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO cannot run the model on these inputs: {_sentence(error)}") from error
+    return [outputs[port] for port in ports]
 
 
 def openvino_module() -> ModuleType:

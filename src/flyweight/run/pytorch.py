@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from flyweight.core.report import Artifact
 from flyweight.errors import InputError
 from flyweight.model import Model, tensors_of
-from flyweight.run.inputs import InputCheck, thread_count
+from flyweight.run.inputs import thread_count
 from flyweight.run.manifest import TensorSpec
+from flyweight.run.session import CheckedSession
 
 
 @final
@@ -23,7 +25,7 @@ class PyTorchRuntime:
     name = "pytorch"
     formats = ("module",)
 
-    def load(self, source: Artifact | Model, threads: int) -> PyTorchSession:
+    def load(self, source: Artifact | Model, threads: int) -> CheckedSession:
         """A session of the model; it shares the module, so later changes to that are seen.
 
         Args:
@@ -35,42 +37,18 @@ class PyTorchRuntime:
         """
         if not isinstance(source, Model):
             raise TypeError(f"pytorch loads models, got {type(source).__name__}")
-        return PyTorchSession(source, thread_count(threads))
+        return CheckedSession(input_specs(source), (), partial(_computed, source, thread_count(threads)))
 
 
-@final
-class PyTorchSession:
-    """Called with named arrays, returns the list of outputs.
-
-    Attributes:
-        inputs: The model's example inputs, in their order.
-    """
-
-    def __init__(self, model: Model, threads: int) -> None:
-        self._model, self._threads = model, threads
-        self.inputs = input_specs(model)
-        self._check = InputCheck(self.inputs)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """All are needed; no others are taken."""
-        return tuple(spec.name for spec in self.inputs)
-
-    def __call__(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs, each (batch, ...).
-
-        Raises:
-            InputError: The arrays are not what the model takes: names, dtypes, shapes, or values.
-        """
-        self._check(arrays)
-        tensors = {name: torch.from_numpy(_owned(array)) for name, array in arrays.items()}
-        with torch.inference_mode(), _torch_threads(self._threads):
-            try:
-                returned = self._model.module(**tensors)
-            except (RuntimeError, IndexError) as error:
-                text = " ".join(str(error).split())[:300]
-                raise InputError(f"model {self._model.name!r} cannot run on these inputs: {text}") from error
-        return [tensor.numpy() for tensor in tensors_of(returned, self._model.name)]
+def _computed(model: Model, threads: int, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    tensors = {name: torch.from_numpy(_owned(array)) for name, array in arrays.items()}
+    with torch.inference_mode(), _torch_threads(threads):
+        try:
+            returned = model.module(**tensors)
+        except (RuntimeError, IndexError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise InputError(f"model {model.name!r} cannot run on these inputs: {text}") from error
+    return [tensor.numpy() for tensor in tensors_of(returned, model.name)]
 
 
 def input_specs(model: Model) -> tuple[TensorSpec, ...]:

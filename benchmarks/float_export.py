@@ -1,16 +1,15 @@
-"""Float ONNX files that rivals start from, written by torch's own exporters without any part of flyweight."""
+"""Float ONNX files that rivals start from, by torch's own exporters, no pass of flyweight over them."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from flyweight.measure.graph import quiet_tracer
 
 Exporter = Literal["torch.export", "TorchScript"]
 OPSETS: Mapping[Exporter, int] = {"torch.export": 20, "TorchScript": 18}
@@ -32,7 +31,7 @@ def export_float(
         exporter: TorchScript's is the older one; its graph can be the faster one, and wrong at other shapes.
     """
     module.eval()
-    with _quiet():
+    with quiet_tracer():
         if exporter == "torch.export":
             _with_torch_export(module, inputs, path, axes)
         else:
@@ -62,17 +61,3 @@ def _with_torch_export(
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     program.save(path, external_data=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporters log and warn about themselves."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

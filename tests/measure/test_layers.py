@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+from torch import nn
+
 from flyweight.apply import apply
 from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.export.onnx import OnnxExporter
 from flyweight.measure.layers import layer_reports, notes_on
 from flyweight.measure.profile import profile
+from flyweight.model import Model
+from flyweight.planner.candidates import plan_for
 from flyweight.testing.strategies import batches_for, perceptron
 
 
@@ -40,4 +46,29 @@ def test_bits_are_those_of_the_file_and_a_note_says_which_were_planned():
 
 
 def test_layers_that_stay_float_are_named():
-    assert notes_on(*reports(weight_only(8))) == ("1 of 3 layers stay float: 2",)
+    assert notes_on(*reports(weight_only(8))) == ("1 of 3 layers stay float, 3072 bytes: 2",)
+
+
+@pytest.mark.parametrize("technique", ["weight_only", "static_int8"])
+def test_modules_that_no_technique_takes_are_named_with_their_bytes(technique):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = nn.GRU(6, 4, batch_first=True)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, input):
+            return self.head(self.memory(input)[0].mean(1))
+
+    model = Model("recurrent", Recurrent(), {"input": torch.randn(1, 5, 6)})
+    plan = plan_for(profile(model), technique, {})
+    result = apply(model, plan, batches_for(model))
+    planned = profile(result)
+    layers = layer_reports(model, result, plan, model.example_inputs, OnnxExporter().lower(planned))
+    (memory,) = (layer for layer in layers if layer.name == "memory")
+    weights = 3 * 4 * (6 + 4 + 2)
+    assert (memory.name, memory.op, memory.technique, memory.weights) == ("memory", "GRU", "float", weights)
+    assert notes_on(layers, planned) == (
+        f"1 of 2 layers stay float, {4 * weights} bytes: memory",
+        "no technique takes layers of these kinds: memory (GRU)",
+    )

@@ -66,18 +66,42 @@ class LayerProfile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FloatModule:
+    """A module with weights that no technique takes; its bytes are among the other bytes of its profile.
+
+    Attributes:
+        name: Qualified module name.
+        kind: Its class, ``"LSTM"``.
+        weights: Numbers in its own parameters, biases included.
+        macs: Multiply-accumulates of one forward pass at batch 1.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    macs: int
+
+    @property
+    def storage_bytes(self) -> float:
+        """Stored size."""
+        return self.weights * FLOAT_BITS / 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelProfile:
     """All weighted layers of one model in execution order.
 
     Attributes:
         model: Name of the model.
         layers: In the order in which they run.
-        other_bytes: Parameters outside those layers: biases, norms, lookup constants.
+        other_bytes: Parameters outside those layers: biases, norms, lookup constants, float modules.
+        float_modules: Of those parameters, what holds whole weights.
         container_bytes: What the file format adds: graph, names, metadata; 0 before lowering.
     """
 
     model: str
     layers: tuple[LayerProfile, ...]
+    float_modules: tuple[FloatModule, ...] = ()
     other_bytes: float = 0.0
     container_bytes: float = 0.0
 
@@ -98,7 +122,7 @@ class ModelProfile:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one forward pass at batch 1."""
-        return sum(layer.macs for layer in self.layers)
+        return sum(layer.macs for layer in self.layers) + sum(m.macs for m in self.float_modules)
 
     def with_layer(self, layer: LayerProfile) -> ModelProfile:
         """A copy in which the layer of that name is replaced.

@@ -7,10 +7,6 @@ as float32.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -24,7 +20,7 @@ from flyweight.errors import UnsupportedError
 from flyweight.export.onnx_graph import clean
 from flyweight.export.onnx_layers import CODES, to_export_form
 from flyweight.export.onnx_ops import OPSET, translations
-from flyweight.measure.graph import doubled, dynamic_shapes
+from flyweight.measure.graph import doubled, dynamic_shapes, quiet_tracer
 from flyweight.model import Model, copied
 from flyweight.tensors.affine import SCALE_BITS, AffineWeight
 from flyweight.tensors.encoded import encoded_layers
@@ -101,7 +97,7 @@ def _export_form(module: nn.Module) -> nn.Module:
 def _traced(model: Model, module: nn.Module) -> Any:
     inputs = doubled(model.example_inputs)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_tracer(), torch.no_grad():
             program = torch.export.export(
                 module, (), inputs, dynamic_shapes=dynamic_shapes(model), strict=False
             )
@@ -145,17 +141,3 @@ def _name_ports(graph: Any, model: Model) -> None:
             value.name = value.name.removesuffix("_orig")
         axes = model.dynamic_axes[value.name]
         value.shape = ir.Shape([axes.get(i, size) for i, size in enumerate(value.shape)])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tracer's own warnings and log lines, which concern its internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -7,7 +7,10 @@ the user's class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +49,20 @@ def doubled(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([value, value]) for name, value in inputs.items()}
 
 
+@contextmanager
+def quiet_tracer() -> Iterator[None]:
+    """Without the tracer's own warnings and log lines, which concern its internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def capture(model: Model) -> fx.GraphModule:
     """The model as a graph of layers, by their names, and ATen operators; the model is left as it is.
 
@@ -57,9 +74,10 @@ def capture(model: Model) -> fx.GraphModule:
     for layer in encoded.values():
         exchange(source, layer, layer.layer)
     try:
-        program = torch.export.export(
-            source, (), doubled(model.example_inputs), dynamic_shapes=dynamic_shapes(model), strict=False
-        )
+        with quiet_tracer():
+            program = torch.export.export(
+                source, (), doubled(model.example_inputs), dynamic_shapes=dynamic_shapes(model), strict=False
+            )
     except (
         RuntimeError,
         TypeError,

@@ -20,7 +20,7 @@ def layer_reports(
     batch: Mapping[str, Tensor],
     stored: ModelProfile,
 ) -> tuple[LayerReport, ...]:
-    """One record a layer, in execution order.
+    """One record a layer, in execution order, then one for each module that no technique takes.
 
     Args:
         original: What it was.
@@ -31,7 +31,7 @@ def layer_reports(
     """
     weights = weight_sqnr_db(compressed.module)
     outputs = output_sqnr_db(folded(original), compressed, [batch])
-    return tuple(
+    layers = tuple(
         LayerReport(
             name=layer.name,
             op=layer.op,
@@ -45,19 +45,41 @@ def layer_reports(
         )
         for layer in stored.layers
     )
+    kinds = {name: type(m).__name__ for name, m in original.module.named_modules()}  # a graph has lost them
+    return layers + tuple(
+        LayerReport(
+            name=module.name,
+            op=kinds.get(module.name, module.kind),
+            technique="float",
+            weights=module.weights,
+            weight_bits=float(FLOAT_BITS),
+            activation_bits=FLOAT_BITS,
+            storage_bytes=module.storage_bytes,
+            weight_sqnr_db=None,
+            output_sqnr_db=None,
+        )
+        for module in stored.float_modules
+    )
 
 
 def notes_on(layers: tuple[LayerReport, ...], planned: ModelProfile) -> tuple[str, ...]:
     """What the reader of the report must know of the layers; ``planned`` is the profile before lowering."""
     notes = []
-    left = [layer.name for layer in layers if layer.technique == "float"]
+    left = [layer for layer in layers if layer.technique == "float"]
     if left:
-        some = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-        notes.append(f"{len(left)} of {len(layers)} layers stay float: {some}")
+        some = ", ".join(layer.name for layer in left[:3]) + (", ..." if len(left) > 3 else "")
+        stored_bytes = sum(layer.storage_bytes for layer in left)
+        notes.append(f"{len(left)} of {len(layers)} layers stay float, {stored_bytes:.0f} bytes: {some}")
+    modules = {module.name for module in planned.float_modules}
+    strange = [f"{layer.name} ({layer.op})" for layer in left if layer.name in modules]
+    if strange:
+        some = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        notes.append(f"no technique takes layers of these kinds: {some}")
+    codes = {layer.name: layer.code_bits for layer in planned.layers}
     wider = {
         (before, int(layer.weight_bits))
         for layer in layers
-        if (before := planned.by_name[layer.name].code_bits) is not None and before < layer.weight_bits
+        if (before := codes.get(layer.name)) is not None and before < layer.weight_bits
     }
     notes += [f"the format stores codes of {asked} bits in {took}" for asked, took in sorted(wider)]
     return tuple(notes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile, Operation
+from flyweight.measure.float_modules import float_modules
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineWeight
@@ -28,7 +29,7 @@ def profile(model: Model) -> ModelProfile:
     """Profile of ``model`` from one forward pass of its example inputs (batch 1).
 
     A layer that runs twice is recorded once, with the work of both. Weighted layers of other kinds,
-    subclasses of the known ones and embeddings with ``max_norm`` included, count as other bytes: no technique
+    subclasses of the known ones and embeddings with ``max_norm`` included, are float modules: no technique
     touches them.
     """
     found: dict[str, LayerProfile] = {}
@@ -57,7 +58,10 @@ def profile(model: Model) -> ModelProfile:
         for handle in handles:
             handle.remove()
     return ModelProfile(
-        model=model.name, layers=tuple(found.values()), other_bytes=_other_bytes(model, found)
+        model=model.name,
+        layers=tuple(found.values()),
+        float_modules=float_modules(model, [model.module.get_submodule(name) for name in found]),
+        other_bytes=_other_bytes(model, found),
     )
 
 

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from benchmarks.claims import Check, Claim, Context, Outcome, number
 from benchmarks.processes import ROOT
 from flyweight._atomic import write_text
 from flyweight.core.json_text import parse_json
 from flyweight.errors import InputError
+from flyweight.evaluate.machine import machine, versions
 
 FOLDER = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -35,8 +35,8 @@ def store(claim: str, outcome: Outcome, context: Context, *, folder: Path = FOLD
         "claim": claim,
         "date": datetime.now(UTC).date().isoformat(),
         "threads": context.threads,
-        "machine": machine.kind(),
-        "versions": machine.versions(),
+        "machine": dict(machine()),
+        "versions": dict(versions()),
         "rival versions": dict(outcome.versions),
         "checks": [asdict(check) for check in outcome.checks],
         "notes": list(outcome.notes),
@@ -83,9 +83,10 @@ def _section(result: dict[str, Any]) -> list[str]:
     lines += [f"| {' | '.join(cells(Check(**check)))} |" for check in result["checks"]]
     lines += ["", *(f"- {note}" for note in result["notes"])]
     kind = result["machine"]
+    processor, instructions = kind.get("processor", "a processor"), kind.get("instruction sets", "?")
     lines.append(
-        f"Measured {result['date']} with {result['threads']} threads on {kind['processor']}, "
-        f"{kind['cores']} cores, {kind['system']} {kind['architecture']} ({kind['instruction sets']}); "
+        f"Measured {result['date']} with {result['threads']} threads on {processor}, "
+        f"{kind['cores']} cores, {kind['system']} {kind['architecture']} ({instructions}); "
         f"{_listed(result['versions'])}."
     )
     if result["rival versions"]:

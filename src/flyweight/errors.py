@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 
 class FlyweightError(Exception):
     """Base of all below."""
@@ -19,17 +17,6 @@ class UnsupportedError(FlyweightError):
 
 class MissingDependency(FlyweightError, ImportError):
     """An optional package is not installed."""
-
-
-class BudgetInfeasible(FlyweightError):
-    """No plan fits. ``best`` is the closest one, ``excess`` the relative overshoot of each violated bound."""
-
-    def __init__(self, excess: Mapping[str, float], best: object, pareto: tuple[object, ...] = ()) -> None:
-        self.excess, self.best, self.pareto = dict(excess), best, pareto
-        worst = ", ".join(
-            f"{name} {over:+.1%}" for name, over in sorted(excess.items(), key=lambda item: -item[1])
-        )
-        super().__init__(f"no plan fits the budget; the closest is over by: {worst}")
 
 
 class ContractError(FlyweightError):

@@ -26,10 +26,6 @@ def test_a_tied_layer_stores_nothing() -> None:
     assert layer(tied_to="embedding").storage_bytes == 0
 
 
-def test_activation_bytes_count_inputs_at_their_width_and_outputs_in_float() -> None:
-    assert layer(activation_bits=8).activation_bytes == 8 * 1 + 4 * 4
-
-
 def test_a_profile_sums_its_layers_and_what_lies_outside_of_them() -> None:
     profile = ModelProfile(
         model="net", layers=(layer("a"), layer("b", tied_to="a")), other_bytes=10.0, container_bytes=5.0

@@ -59,11 +59,6 @@ class LayerProfile:
         """Bytes of the stored weight; 0 where an earlier layer owns it."""
         return 0.0 if self.tied_to else self.weights * self.density * self.weight_bits / 8
 
-    @property
-    def activation_bytes(self) -> float:
-        """Bytes of input and output, batch 1."""
-        return (self.input_elements * self.activation_bits + self.output_elements * FLOAT_BITS) / 8
-
 
 @dataclass(frozen=True, kw_only=True)
 class FloatModule:

@@ -9,7 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("flyweight", "torch", "numpy", "onnx", "onnxruntime", "openvino", "transformers", "tokenizers")
-_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+# What decides the speed of int8 and of float kernels.
+_INSTRUCTION_SETS = (
+    *("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8"),
+    *("asimddp", "i8mm", "sve"),
+)
 
 
 def versions() -> Mapping[str, str]:

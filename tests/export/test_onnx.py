@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from flyweight.apply import apply
+from flyweight.apply import apply, predicted
+from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.core.report import Artifact
 from flyweight.errors import ParityError, UnsupportedError
 from flyweight.export import onnx as exporter
@@ -257,6 +258,69 @@ def test_layer_with_two_names_is_stored_once(technique: str, tmp_path: Path):
     layers = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared, nn.ReLU()), nn.Linear(32, 4))
     artifact = written(Model("aliased", layers, {"input": torch.randn(1, 32)}), tmp_path, technique)
     assert 32 * 32 + 32 * 4 <= stored(artifact)[INT8] < 32 * 32 + 32 * 4 + 100
+
+
+class Tied(nn.Module):
+    """An embedding and an output layer of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(400, 64)
+        self.body = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 400, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.table(tokens)).mean(1))
+
+
+def tied() -> Model:
+    torch.manual_seed(0)
+    return Model("tied", Tied(), {"tokens": torch.randint(40, (1, 6))})
+
+
+TIED_FORMS: list[tuple[str, dict[str, Any], int, str]] = [
+    ("weight_only", {}, INT8, "MatMulNBits"),
+    ("weight_only", {"bits": 4, "group_size": 32}, INT4, "MatMulNBits"),
+    ("weight_only", {"granularity": "tensor", "symmetric": False}, INT8, "MatMul"),
+    ("dynamic_int8", {}, INT8, "DynamicQuantizeMatMul"),
+    ("static_int8", {}, INT8, "MatMulIntegerToFloat"),
+]
+
+
+@pytest.mark.parametrize(("technique", "settings", "kind", "operator"), TIED_FORMS)
+def test_tied_weight_is_stored_once_and_runs_on_fused_operators(
+    technique: str, settings: dict[str, Any], kind: int, operator: str, tmp_path: Path
+):
+    artifact = written(tied(), tmp_path, technique, **settings)
+    codes = 400 * 64 + 64 * 64
+    assert codes <= stored(artifact)[kind] < codes + 1000
+    assert fused(artifact)[operator] >= 1
+    assert "Transpose" not in fused(artifact)
+
+
+@pytest.mark.parametrize("technique", ["weight_only", "dynamic_int8", "static_int8"])
+def test_layers_that_share_a_weight_store_it_once(technique: str, tmp_path: Path):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    layers[2].weight = layers[0].weight
+    artifact = written(Model("shared", layers, {"input": torch.randn(1, 64)}), tmp_path, technique)
+    assert 64 * 64 <= stored(artifact)[INT8] < 64 * 64 + 200
+
+
+def test_shared_weight_in_two_forms_is_predicted_and_stored_twice(tmp_path: Path):
+    model = tied()
+    decisions = (
+        Decision("weight_only", ("table",), Stage.QUANTIZE, {"bits": 4}),
+        Decision("weight_only", ("head", "body"), Stage.QUANTIZE, {"bits": 8}),
+    )
+    plan = Plan("tied", decisions)
+    before = OnnxExporter().lower(predicted(plan, profile(model))).storage_bytes
+    result = apply(model, plan)
+    OnnxExporter().export(result, tmp_path / "model.onnx")
+    size = (tmp_path / "model.onnx").stat().st_size
+    assert size == pytest.approx(before, rel=0.05)
+    assert size == pytest.approx(OnnxExporter().lower(profile(result)).storage_bytes, rel=0.05)
 
 
 def test_weight_that_another_module_reads_is_stored_as_codes(tmp_path: Path):

@@ -65,6 +65,17 @@ def test_tied_weight_is_stored_once_and_a_layer_called_twice_works_twice():
     assert parameter_count(model) == 40
 
 
+def test_tied_weight_in_two_forms_is_stored_twice():
+    model = Model("tied", Tied(), {"ids": torch.tensor([[1, 2, 3]])})
+    attach(model.module, "table", affine_encoder(AffineForm(bits=4)), "test")
+    attach(model.module, "head", affine_encoder(AffineForm()), "test")
+    known = profile(model)
+    assert known.by_name["head"].tied_to is None
+    assert known.other_bytes == 0
+    bits = AffineForm(bits=4).stored_bits(10, 4) + AffineForm().stored_bits(10, 4)
+    assert known.storage_bytes == bits / 8
+
+
 class Special(nn.Linear):
     """A subclass, which may compute anything."""
 

@@ -40,8 +40,14 @@ class OnnxExporter:
     model_file = "model.onnx"
 
     def lower(self, profile: ModelProfile) -> ModelProfile:
-        """Dense codes of 4 or 8 bits, float32 scales; the format keeps neither sparsity nor other widths."""
-        layers = tuple(_lowered(layer) for layer in profile.layers)
+        """Dense codes of 4 or 8 bits, float32 scales; the format keeps neither sparsity nor other widths.
+
+        A weight that two layers share is stored once only if both store it in the same form.
+        """
+        layers = tuple(
+            _lowered(layer if _shared(layer, profile) else replace(layer, tied_to=None))
+            for layer in profile.layers
+        )
         quantized = sum(layer.code_bits is not None for layer in layers)
         container = (
             BYTES_OF_A_GRAPH
@@ -76,6 +82,12 @@ class OnnxExporter:
                 f"model {model.name!r} takes {len(data)} bytes; one ONNX file holds 2 GB: choose fewer bits"
             )
         _atomic.write_bytes(path, data)
+
+
+def _shared(layer: LayerProfile, profile: ModelProfile) -> bool:
+    owner = profile.by_name.get(layer.tied_to or "")
+    stored = ("code_bits", "group_size", "weight_bits", "density")
+    return owner is not None and all(getattr(layer, part) == getattr(owner, part) for part in stored)
 
 
 def _lowered(layer: LayerProfile) -> LayerProfile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -33,17 +33,17 @@ def profile(model: Model) -> ModelProfile:
     touches them.
     """
     found: dict[str, LayerProfile] = {}
-    owners: dict[int, str] = {}
+    owners: dict[int, tuple[str, EncodedLayer | Layer]] = {}
     inside = {id(m.layer) for m in model.module.modules() if isinstance(m, EncodedLayer)}
     handles = []
 
     def record(name: str, module: EncodedLayer | Layer) -> torch.utils.hooks.RemovableHandle:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             layer = _profile_of(name, module, args[0], output)
-            weight = _layer_of(module).weight
             before = found.get(name)
-            owner = owners.setdefault(id(weight), name)
-            layer = replace(layer, tied_to=None if owner == name else owner)
+            owner, owning = owners.setdefault(id(_layer_of(module).weight), (name, module))
+            tied = owning is not module and _stored_alike(owning, module)
+            layer = replace(layer, tied_to=owner if tied else None)
             found[name] = layer if before is None else replace(before, macs=before.macs + layer.macs)
 
         return module.register_forward_hook(hook)
@@ -61,13 +61,22 @@ def profile(model: Model) -> ModelProfile:
         model=model.name,
         layers=tuple(found.values()),
         float_modules=float_modules(model, [model.module.get_submodule(name) for name in found]),
-        other_bytes=_other_bytes(model, found),
+        other_bytes=_other_bytes(model, [_layer_of(owning) for _, owning in owners.values()]),
     )
 
 
 def parameter_count(model: Model) -> int:
     """Numbers in weights, biases and norms, tied ones once; running statistics are not counted."""
     return sum(p.numel() for p in model.module.parameters())
+
+
+def _stored_alike(one: EncodedLayer | Layer, other: EncodedLayer | Layer) -> bool:
+    """Whether two layers that share a weight share what is stored of it."""
+    if not isinstance(one, EncodedLayer) or not isinstance(other, EncodedLayer):
+        return isinstance(one, EncodedLayer) == isinstance(other, EncodedLayer)
+    first, second = one.encoding(), other.encoding()
+    same_size = abs(first.nbytes - second.nbytes) < 1
+    return type(first) is type(second) and same_size and torch.equal(first.decode(), second.decode())
 
 
 def _layer_of(module: EncodedLayer | Layer) -> Layer:
@@ -105,6 +114,6 @@ def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
     return profile
 
 
-def _other_bytes(model: Model, found: Mapping[str, LayerProfile]) -> float:
-    weights = sum(layer.weights for layer in found.values() if layer.tied_to is None)
+def _other_bytes(model: Model, layers: Sequence[Layer]) -> float:
+    weights = sum(layer.weight.numel() for layer in layers)
     return (parameter_count(model) - weights) * FLOAT_BITS / 8

@@ -43,10 +43,14 @@ def affine_encoder(
 
 
 def encoder_for(root: nn.Module, name: str, form: AffineForm) -> Encoder:
-    """The encoder of the layer at ``name``; the many scales of an embedding are kept in float16."""
+    """The encoder of the layer at ``name``; the many scales of an embedding are kept in float16.
+
+    So are those of a layer that shares its weight with an embedding: the file then holds one set of codes.
+    """
     module = root.get_submodule(name)
     layer = module.layer if isinstance(module, EncodedLayer) else module
-    return affine_encoder(form, half_scales=isinstance(layer, nn.Embedding))
+    shares = any(isinstance(m, nn.Embedding) and m.weight is layer.weight for m in root.modules())
+    return affine_encoder(form, half_scales=shares)
 
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,50 @@ def test_shared_weight_in_two_forms_is_predicted_and_stored_twice(tmp_path: Path
     size = (tmp_path / "model.onnx").stat().st_size
     assert size == pytest.approx(before, rel=0.05)
     assert size == pytest.approx(OnnxExporter().lower(profile(result)).storage_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [lambda x: x.clamp(min=0), lambda x: x.clamp(0, 6), torch.relu],
+    ids=["from 0", "0 to 6", "relu"],
+)
+def test_clamp_and_adaptive_pool_run_on_integers(activation: Callable[..., torch.Tensor], tmp_path: Path):
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            x = activation(self.second(activation(self.first(input))))
+            return self.head(self.pool(x).flatten(1))
+
+    torch.manual_seed(0)
+    model = Model("clamped", Clamped(), {"input": torch.randn(1, 3, 8, 8)})
+    operators = fused(written(model, tmp_path, "static_int8"))
+    assert (operators["QLinearConv"], operators["QLinearGlobalAveragePool"], operators["QGemm"]) == (2, 1, 1)
+    assert not {"Clip", "Max", "Relu", "DequantizeLinear"} & set(operators)
+
+
+def test_activation_that_starts_below_zero_leaves_its_convolution_on_integers(tmp_path: Path):
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardtanh(), nn.Conv2d(8, 8, 3))
+    model = Model("bounded", layers, {"input": torch.randn(1, 3, 8, 8)})
+    assert fused(written(model, tmp_path, "static_int8"))["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_asymmetric_embedding_before_a_convolution_runs(bits: int, tmp_path: Path):
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer = nn.Embedding(40, 16), nn.Conv1d(16, 8, 3)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.table(tokens).transpose(1, 2)).mean(2)
+
+    model = Model("turned", Turned(), {"tokens": torch.randint(40, (1, 6))})
+    written(model, tmp_path, "weight_only", bits=bits, symmetric=False, granularity="tensor")
 
 
 def test_weight_that_another_module_reads_is_stored_as_codes(tmp_path: Path):

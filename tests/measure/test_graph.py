@@ -63,6 +63,26 @@ def test_layers_that_share_a_weight_stay_apart():
     assert called(capture(model)) == ["0", "2"]
 
 
+@pytest.mark.parametrize(
+    ("clamp", "operator"),
+    [
+        (lambda x: x.clamp(min=0), "relu"),
+        (lambda x: x.clamp_(min=0.0), "relu"),
+        (lambda x: torch.clamp_min(x, 0), "relu"),
+        (lambda x: x.clip(0, 6), "hardtanh"),
+        (lambda x: x.clamp(max=6), "clamp"),
+        (lambda x: x.clamp(min=0.5), "clamp"),
+        (lambda x: x.long().clamp(min=0), "clamp"),
+    ],
+)
+def test_clamp_is_spelt_as_the_activation_it_is(clamp, operator):
+    model = image_model(Wrapped(lambda self, x: clamp(self.layer(x)), layer=nn.Conv2d(3, 3, 1)))
+    graph = capture(model)
+    assert operator in str([n.target for n in graph.graph.nodes if n.op == "call_function"][-1])
+    x = torch.randn(2, 3, 6, 6) * 10
+    torch.testing.assert_close(graph(input=x), model.outputs({"input": x})[0])
+
+
 def test_layers_keep_their_names():
     layers = {"stem", "stem_norm", "body", "body_norm", "depthwise", "head"}
     assert set(called(capture(residual_network()))) == layers

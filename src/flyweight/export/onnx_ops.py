@@ -131,16 +131,19 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
         return op.Reshape(scaled, shape)
 
     def onnx_embed(codes, scale, zero_point, ids):  # type: ignore[no-untyped-def]
-        rows = op.Gather(codes, ids, axis=0)
-        if scale.shape is not None and len(scale.shape) == 0:
-            return op.DequantizeLinear(rows, scale, zero_point)
-        centred = op.Cast(rows, to=FLOAT.dtype)
         last = op.Constant(value_ints=[-1])
+
+        def of_rows(values: Any) -> Any:
+            if values.shape is None or len(values.shape) > 0:
+                values = op.Unsqueeze(op.Gather(values, ids, axis=0), last)
+            return op.Cast(values, to=FLOAT.dtype)
+
+        # No DequantizeLinear: ONNX Runtime 1.31 moves one with a signed zero point through a transposition,
+        # and then refuses what it made.
+        centred = op.Cast(op.Gather(codes, ids, axis=0), to=FLOAT.dtype)
         if zero_point is not None:
-            zero = op.Cast(op.Unsqueeze(op.Gather(zero_point, ids, axis=0), last), to=FLOAT.dtype)
-            centred = op.Sub(centred, zero)
-        row_scale = op.Cast(op.Unsqueeze(op.Gather(scale, ids, axis=0), last), to=FLOAT.dtype)
-        return op.Mul(centred, row_scale)
+            centred = op.Sub(centred, of_rows(zero_point))
+        return op.Mul(centred, of_rows(scale))
 
     ops = torch.ops.flyweight
     return {

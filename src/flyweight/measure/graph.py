@@ -24,6 +24,17 @@ from flyweight.tensors.encoded import EncodedLayer, encoded_layers, exchange
 ATEN = torch.ops.aten
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+_CLAMPS = frozenset(
+    {
+        ATEN.clamp.default,
+        ATEN.clamp_.default,
+        ATEN.clip.default,
+        ATEN.clip_.default,
+        ATEN.clamp_min.default,
+        ATEN.clamp_min_.default,
+    }
+)
+
 # operator -> (position of its weight, position of its input, modules it is the body of)
 _LAYER_OPERATORS: Mapping[Any, tuple[int, int, tuple[type[nn.Module], ...]]] = {
     ATEN.linear.default: (1, 0, (nn.Linear,)),
@@ -96,6 +107,7 @@ def capture(model: Model) -> fx.GraphModule:
     _drop_guards(graph)
     for node in list(graph.graph.nodes):
         _restore_layer(graph, node, source)
+        _spell_clamp_as_activation(graph, node)
     for name, layer in encoded.items():
         graph.set_submodule(name, layer)
     _tidy(graph)
@@ -142,6 +154,25 @@ def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether any batch norm is left."""
     return any(isinstance(m, BATCH_NORMS) for m in module.modules())
+
+
+def _spell_clamp_as_activation(graph: fx.GraphModule, node: fx.Node) -> None:
+    """``clamp(min=0)`` becomes a relu, a clamp between two numbers a hardtanh, which is relu6 from 0 to 6."""
+    if node.op != "call_function" or node.target not in _CLAMPS:
+        return
+    positions = zip(node.target._schema.arguments, node.args, strict=False)
+    arguments: dict[str, Any] = {**{a.name: value for a, value in positions}, **node.kwargs}
+    low, high = arguments.get("min"), arguments.get("max")
+    numbers = isinstance(low, int | float) and isinstance(high, int | float | None)
+    if not numbers or not node.meta["val"].is_floating_point():
+        return
+    if high is None and not low:
+        node.target, node.args = ATEN.relu.default, (node.args[0],)
+    elif high is not None:
+        node.target, node.args = ATEN.hardtanh.default, (node.args[0], float(low), float(high))
+    else:
+        return
+    node.kwargs = {}
 
 
 def _drop_guards(graph: fx.GraphModule) -> None:

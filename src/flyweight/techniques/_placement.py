@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from flyweight.measure.graph import ATEN, module_of
 
-# fused into the operator before them: the value is rounded after, not before
-_FUSED: frozenset[Any] = frozenset(
+# fused into the operator before them, from 0 on: the value is rounded after, not before
+_ACTIVATIONS: frozenset[Any] = frozenset(
     {
         ATEN.relu.default,
         ATEN.relu_.default,
@@ -29,21 +29,28 @@ _FUSED: frozenset[Any] = frozenset(
         ATEN.hardtanh_.default,
     }
 )
-# compute on integers when all their tensor inputs are rounded
-_COMPUTES: frozenset[Any] = frozenset(
+# compute on integers when they have two tensor inputs and both are rounded
+_ARITHMETIC: frozenset[Any] = frozenset(
     {
         ATEN.add.Tensor,
         ATEN.add_.Tensor,
         ATEN.mul.Tensor,
         ATEN.mul_.Tensor,
+        operator.add,
+        operator.mul,
+    }
+)
+# compute on integers when all their tensor inputs are rounded
+_COMPUTES: frozenset[Any] = frozenset(
+    {
+        *_ARITHMETIC,
         ATEN.cat.default,
         ATEN.avg_pool2d.default,
         ATEN.adaptive_avg_pool2d.default,
         ATEN.mean.dim,
         ATEN.sigmoid.default,
         ATEN.leaky_relu.default,
-        operator.add,
-        operator.mul,
+        *_ACTIVATIONS,
     }
 )
 # only move values (padding adds zeros, which every grid holds): the scale of the input serves the output
@@ -64,7 +71,6 @@ _MOVES: frozenset[Any] = frozenset(
         ATEN.pad.default,
         ATEN.constant_pad_nd.default,
         ATEN.upsample_nearest2d.vec,
-        *_FUSED,
     }
 )
 
@@ -102,7 +108,7 @@ def place(graph: fx.GraphModule, layers: Iterable[str], *, reads_its_own: fx.Nod
     for node in graph.graph.nodes:
         if node in rounded and node.target in _MOVES and _zero_padded(node):
             source = node.args[0]
-            if source in rounded and node.target not in _FUSED:
+            if source in rounded:
                 shared[node] = shared.get(source, source)
     own = tuple(n for n in graph.graph.nodes if n in rounded and n not in shared)
     return Placement(own, shared)
@@ -131,7 +137,14 @@ def _spread(graph: fx.GraphModule, rounded: set[fx.Node]) -> None:
 
 def _fused_into_next(node: fx.Node, rounded: set[fx.Node]) -> bool:
     users = list(node.users)
-    return len(users) == 1 and users[0].target in _FUSED and users[0] in rounded
+    return len(users) == 1 and _starts_at_zero(users[0]) and users[0] in rounded
+
+
+def _starts_at_zero(node: fx.Node) -> bool:
+    """Whether it is an activation that uint8 codes from 0 on do the work of."""
+    if node.target in {ATEN.hardtanh.default, ATEN.hardtanh_.default}:
+        return len(node.args) > 1 and not node.args[1]
+    return node.target in _ACTIVATIONS
 
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
@@ -144,15 +157,7 @@ def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 def _is_tensor_arithmetic(node: fx.Node) -> bool:
     """Two tensors where two are needed (adding a constant stays float), and ``alpha`` is 1."""
-    binary = node.target not in {
-        ATEN.cat.default,
-        ATEN.avg_pool2d.default,
-        ATEN.adaptive_avg_pool2d.default,
-        ATEN.mean.dim,
-        ATEN.sigmoid.default,
-        ATEN.leaky_relu.default,
-    }
-    if not binary:
+    if node.target not in _ARITHMETIC:
         return True
     return bool(all(isinstance(a, fx.Node) for a in node.args[:2]) and node.kwargs.get("alpha", 1) == 1)
 

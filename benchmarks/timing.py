@@ -42,17 +42,20 @@ def timed(loads: Loads, *, seconds: float) -> Samples:
     return dict(zip(loads, interleave(list(loads.values()), seconds=seconds), strict=True))
 
 
-def speed_checks(where: str, samples: Samples, *, rivals: Sequence[str]) -> tuple[Check, Check]:
+def speed_checks(
+    where: str, samples: Samples, *, rivals: Sequence[str], called: str = "rival"
+) -> tuple[Check, Check]:
     """Speed over the fastest of ``rivals``, which must be at least 1; and over the float file, as a record.
 
     Args:
         where: Begins the names of the checks, ``"resnet20"``.
         samples: Of `FLOAT`, every rival, and `OURS` if a file was shipped.
         rivals: Those the bar is about; the others are reported.
+        called: What one of them is, where they are not all there are.
     """
     best = max(rivals, key=lambda name: speedup(samples[FLOAT], samples[name]).value)
     return (
-        _over(f"{where}: speed over the fastest rival", samples, best, bar=1.0),
+        _over(f"{where}: speed over the fastest {called}", samples, best, bar=1.0),
         _over(f"{where}: speed over fp32", samples, FLOAT, bar=None),
     )
 

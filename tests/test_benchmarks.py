@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cifar10, grouped, newcomer, results, rivals
+from benchmarks import cifar10, grouped, minilm_int8, newcomer, refuses_slower, results, rivals
 from benchmarks.claims import FLOAT, OURS, Check, Claim, Context, Outcome, compared, number
 from benchmarks.minilm import banking77, stsb
 from benchmarks.timing import speed_checks
@@ -73,6 +73,30 @@ def test_context_names_the_missing_file(context: Context):
 @pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.98765, "0.9877"), (1234567.8, "1,234,568")])
 def test_number_is_short(value, text):
     assert number(value) == text
+
+
+def test_what_the_rivals_of_a_speed_are_is_said():
+    samples = {FLOAT: [[4.0]] * 2, "per channel": [[2.0]] * 2, "per tensor": [[1.0]] * 2}
+    over_best, _ = speed_checks("net", samples, rivals=["per channel"], called="per-channel rival")
+    assert over_best.what == "net: speed over the fastest per-channel rival"
+
+
+def test_the_size_bar_of_minilm_is_on_the_model_file_and_on_all_files(tmp_path: Path):
+    (tmp_path / OURS).write_bytes(bytes(22_900_000))
+    model_file, all_files = minilm_int8._size({OURS: tmp_path / OURS}, 23_100_000)
+    assert (model_file.ours, model_file.holds) == (22.9, True)
+    assert (all_files.ours, all_files.holds) == (23.1, False)
+
+
+def test_speeds_of_rivals_are_not_in_the_column_of_ours(context: Context, monkeypatch: pytest.MonkeyPatch):
+    refused = newcomer.Attempt(exit_code=3, seconds=1.0, out=context.work / "ours", message="it is slower")
+    monkeypatch.setattr(newcomer, "compress", lambda *_, **__: refused)
+    monkeypatch.setattr(refuses_slower, "_rival_speeds", lambda _: ({"static": 0.3, "dynamic": 0.1}, {}))
+    outcome = refuses_slower.run(context)
+    speeds, slower, *_ = outcome.checks
+    assert (speeds.ours, dict(speeds.rivals)) == (None, {"static": 0.3, "dynamic": 0.1})
+    assert slower.holds
+    assert outcome.holds
 
 
 def test_speed_is_judged_against_the_fastest_rival():

@@ -15,7 +15,8 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: .venv/installed  ## compress and run a small model, with nothing but this machine
-	@$(BIN)/flyweight demo --out $(DEMO_OUT)
+# Exit code 3 is a refusal, which the table shows with its reason: int8 is slower on some machines.
+	@$(BIN)/flyweight demo --out $(DEMO_OUT) || [ $$? -eq 3 ]
 
 test: lint types  ## everything a change has to pass
 	@echo "== tests"

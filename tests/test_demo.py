@@ -6,8 +6,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from command_line import call
+from flyweight import attempt
 from flyweight import demo as demo_module
-from flyweight.core.report import Report
+from flyweight.core.report import Report, Verdict
 from flyweight.demo import digits, run_demo, train
 from flyweight.errors import InputError
 from flyweight.run.artifact import open_artifact
@@ -89,3 +91,21 @@ def test_a_folder_of_other_files_is_refused_before_the_network_is_trained(
     (tmp_path / name / "diary.txt").write_text("mine")
     with pytest.raises(InputError, match=f"{name} holds files that are no artifact"):
         run_demo(tmp_path / "out", console=Console(file=io.StringIO()))
+
+
+def test_a_refused_demo_ends_with_the_table_the_refusal_and_its_reason_and_exit_code_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = "it is slower than the original: 0.62 times its speed (95 % interval 0.60 to 0.64)"
+    monkeypatch.setattr(attempt, "judge", lambda *_: Verdict(shipped=False, reasons=(slow,)))
+    monkeypatch.setattr(demo_module, "EPOCHS", 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, printed, errors = call(capsys, ["demo", "-o", "out"])
+    assert code == 3
+    assert printed.index("Refused") > printed.index("Size on disk")
+    assert printed.rindex(slow) > printed.index("Refused")
+    assert errors.endswith(
+        f"flyweight: refused: {slow} (the best attempt is in out-refused, nothing is in out)\n"
+    )
+    assert open_artifact(tmp_path / "out-refused").format == "onnx"

@@ -16,6 +16,11 @@ _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL
 )
 _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
+# What the README says of machines on which int8 is slower: one reason, and where the attempt is.
+_SLOWER = re.compile(
+    r"flyweight: refused: it is slower than the original: [^;]* "
+    r"\(the best attempt is in (?P<kept>\S+), nothing is in (?P<out>\S+)\)"
+)
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -24,23 +29,65 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(m["language"], m["text"]) for m in _BLOCK.finditer(page.read_text()) if m["reason"] is None]
 
 
-def run(language: str, text: str, folder: Path) -> None:
-    """Run a block where the installed ``flyweight`` is on the path; it must succeed."""
+def run(language: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A block, run where the installed ``flyweight`` is on the path."""
     command = {"bash": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}[
         language
     ]
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    done = subprocess.run(
+    return subprocess.run(
         command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def refused_for_speed(done: subprocess.CompletedProcess[str]) -> tuple[str, str] | None:
+    """(the folder asked for, where the attempt is) of a refusal for which the machine is the only reason."""
+    match = _SLOWER.fullmatch(done.stderr.strip().rpartition("\n")[2])
+    return (match["out"], match["kept"]) if match is not None and done.returncode == 3 else None
 
 
 def test_what_the_readme_says_works_in_an_empty_folder(tmp_path: Path) -> None:
+    small = "digits-small"
     for language, text in blocks(ROOT / "README.md"):
-        run(language, text, tmp_path)
-    assert (tmp_path / "digits-small" / "report.html").is_file()
+        for command in text.splitlines() if language == "bash" else [text]:
+            done = run(language, command.replace("digits-small ", f"{small} "), tmp_path)
+            refused = refused_for_speed(done)
+            assert done.returncode == 0 or refused, f"{command}\n{done.stdout}\n{done.stderr}"
+            small = refused[1] if refused else small
+    assert (tmp_path / small / "report.html").is_file()
     assert len((tmp_path / "answers.csv").read_text().splitlines()) > 1
+
+
+@pytest.mark.parametrize(
+    ("reasons", "code", "accepted"),
+    [
+        ("it is slower than the original: 0.62 times its speed (95 % interval 0.60 to 0.64)", 3, True),
+        ("it is slower than the original: 0.62 times its speed (95 % interval 0.60 to 0.64)", 1, False),
+        ("it is slower than the original: 0.62 times its speed (95 % interval 0 to 1); it is bad", 3, False),
+        ("quality drops by 0.1 (95 % interval 0.1 to 0.2), 0.01 is allowed", 3, False),
+    ],
+)
+def test_a_refusal_is_what_the_readme_says_only_where_the_machine_is_the_reason(
+    reasons: str, code: int, accepted: bool
+) -> None:
+    told = f"flyweight: refused: {reasons} (the best attempt is in a-refused, nothing is in a)\n"
+    refused = refused_for_speed(subprocess.CompletedProcess([], code, "", told))
+    assert refused == (("a", "a-refused") if accepted else None)
+
+
+@pytest.mark.parametrize(("code", "made"), [(0, 0), (3, 0), (1, 2)])
+def test_make_demo_succeeds_where_the_demo_ends_as_the_readme_says(
+    tmp_path: Path, code: int, made: int
+) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    command = tmp_path / ".venv" / "bin" / "flyweight"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!/bin/sh\nexit {code}\n")
+    command.chmod(0o755)
+    (tmp_path / ".venv" / "installed").touch()
+    done = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == made, done.stderr
 
 
 def test_the_python_example_is_six_statements_or_fewer() -> None:

@@ -113,7 +113,7 @@ def compress(
     settings = assembled(
         [g.values() for g in (source, preparation, goal, measurement, destination)], destination.config
     )
-    from flyweight.pipeline import compress, refused_path
+    from flyweight.pipeline import compress
 
     with _progress(terminal) as progress:
         report = compress(settings, progress=progress)
@@ -122,14 +122,7 @@ def compress(
     if report.verdict.shipped:
         _tell(f"written to {out}: open {out / 'report.html'}", terminal)
         return 0
-    left = (
-        f"the artifact that was in {out} before is still there"
-        if holds_artifact(out)
-        else f"nothing is in {out}"
-    )
-    reasons = "; ".join(report.verdict.reasons)
-    _warn(f"refused: {reasons} (the best attempt is in {refused_path(out)}, {left})")
-    return REFUSED
+    return _refused(report, out)
 
 
 @app.command()
@@ -236,6 +229,9 @@ def export(
 def demo(folder: _DemoFolder, terminal: Terminal) -> int:
     """Train a small network on handwritten digits, compress it, run the file and show what was measured.
 
+    Exit code 3 where the file is refused, as on a machine on which int8 is slower: the table says why, and
+    the best attempt is in OUT-refused.
+
     Example: flyweight demo -o digits
     """
     from flyweight.demo import run_demo
@@ -245,7 +241,7 @@ def demo(folder: _DemoFolder, terminal: Terminal) -> int:
         report = run_demo(folder.out, console=console, progress=progress)
     if terminal.json:
         _show_report(report, terminal)
-    return 0 if report.verdict.shipped else REFUSED
+    return 0 if report.verdict.shipped else _refused(report, folder.out)
 
 
 @app.command()
@@ -268,6 +264,17 @@ def techniques(terminal: Terminal) -> int:
 def main() -> None:
     """Entry point of ``flyweight``."""
     sys.exit(cli_command.run(app, sys.argv[1:]))
+
+
+def _refused(report: Report, out: Path) -> int:
+    """Say why on standard error, and where the best attempt is."""
+    from flyweight.pipeline import refused_path
+
+    before = f"the artifact that was in {out} before is still there"
+    left = before if holds_artifact(out) else f"nothing is in {out}"
+    reasons = "; ".join(report.verdict.reasons)
+    _warn(f"refused: {reasons} (the best attempt is in {refused_path(out)}, {left})")
+    return REFUSED
 
 
 def _first_line(technique: type[Any]) -> str:

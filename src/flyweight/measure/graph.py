@@ -163,12 +163,11 @@ def _spell_clamp_as_activation(graph: fx.GraphModule, node: fx.Node) -> None:
     positions = zip(node.target._schema.arguments, node.args, strict=False)
     arguments: dict[str, Any] = {**{a.name: value for a, value in positions}, **node.kwargs}
     low, high = arguments.get("min"), arguments.get("max")
-    numbers = isinstance(low, int | float) and isinstance(high, int | float | None)
-    if not numbers or not node.meta["val"].is_floating_point():
+    if not node.meta["val"].is_floating_point() or not isinstance(low, int | float):
         return
     if high is None and not low:
         node.target, node.args = ATEN.relu.default, (node.args[0],)
-    elif high is not None:
+    elif isinstance(high, int | float):
         node.target, node.args = ATEN.hardtanh.default, (node.args[0], float(low), float(high))
     else:
         return

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 from flyweight._atomic import MANIFEST
 from flyweight.core.json_text import parse_json
@@ -19,6 +19,7 @@ from flyweight.errors import ArtifactError
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 16_000_000
 
+Kind = TypeVar("Kind")
 Status = Literal["shipped", "refused", "exported"]
 STATUSES: tuple[Status, ...] = ("shipped", "refused", "exported")
 DTYPES = frozenset(
@@ -206,10 +207,14 @@ def _check_keys(raw: Mapping[str, object], known: Collection[str], where: str) -
         raise ValueError(f"{where} holds unknown keys: {', '.join(map(repr, unknown))}")
 
 
-def _mapping(raw: object, where: str) -> dict[str, object]:
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where} must be an object, got {type(raw).__name__}")
+def _typed(raw: object, where: str, kind: type[Kind], words: str) -> Kind:
+    if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
+        raise ValueError(f"{where} must be {words}, got {type(raw).__name__}")
     return raw
+
+
+def _mapping(raw: object, where: str) -> dict[str, object]:
+    return _typed(raw, where, dict, "an object")
 
 
 def _optional_mapping(raw: object, where: str) -> dict[str, object] | None:
@@ -217,27 +222,19 @@ def _optional_mapping(raw: object, where: str) -> dict[str, object] | None:
 
 
 def _list(raw: object, where: str) -> list[object]:
-    if not isinstance(raw, list):
-        raise ValueError(f"{where} must be an array, got {type(raw).__name__}")
-    return raw
+    return _typed(raw, where, list, "an array")
 
 
 def _text(raw: object, where: str) -> str:
-    if not isinstance(raw, str):
-        raise ValueError(f"{where} must be text, got {type(raw).__name__}")
-    return raw
+    return _typed(raw, where, str, "text")
 
 
 def _whole(raw: object, where: str) -> int:
-    if not isinstance(raw, int) or isinstance(raw, bool):
-        raise ValueError(f"{where} must be a whole number, got {type(raw).__name__}")
-    return raw
+    return _typed(raw, where, int, "a whole number")
 
 
 def _bool(raw: object, where: str) -> bool:
-    if not isinstance(raw, bool):
-        raise ValueError(f"{where} must be true or false, got {type(raw).__name__}")
-    return raw
+    return _typed(raw, where, bool, "true or false")
 
 
 def _scalar(raw: object, where: str) -> Scalar:

@@ -29,6 +29,7 @@ from flyweight.testing.contracts import (
     cases,
     check_exporter,
     check_projection,
+    check_promises,
     check_runtime,
 )
 from flyweight.testing.strategies import NETWORKS, batches_for, perceptron
@@ -66,7 +67,8 @@ def test_onnx_file_holds_integers_and_no_metadata(case: Case, exported: Callable
     model = onnx.load(exported(case).model_path)
     integers = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
     stored = sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type in integers)
-    assert stored >= sum(layer.weight.numel() for _, layer in encoded_layers(case.result.module))
+    weights = {id(layer.layer.weight): layer.layer.weight for _, layer in encoded_layers(case.result.module)}
+    assert stored >= sum(weight.numel() for weight in weights.values())
     assert [*model.metadata_props, model.doc_string, model.graph.doc_string] == ["", ""]
     assert not any(node.metadata_props or node.doc_string or node.name for node in model.graph.node)
     assert {entry.domain for entry in model.opset_import} == {""}
@@ -98,7 +100,7 @@ class Liar:
     stage = Stage.QUANTIZE
 
     def propose(self, profile):
-        return WeightOnly().propose(profile)
+        return [Decision("liar", (layer.name,), self.stage) for layer in profile.layers]
 
     def predict(self, profile, decision):
         return WeightOnly().predict(profile, self._eight(decision))
@@ -116,6 +118,15 @@ class SmallerThanItIs(Liar):
         for name in decision.layers:
             layer = after.by_name[name]
             after = after.with_layer(replace(layer, weight_bits=layer.weight_bits / 2))
+        return after
+
+
+class SlightlySmallerThanItIs(Liar):
+    def predict(self, profile, decision):
+        after = super().predict(profile, decision)
+        for name in decision.layers:
+            layer = after.by_name[name]
+            after = after.with_layer(replace(layer, weight_bits=layer.weight_bits * 0.99))
         return after
 
 
@@ -145,6 +156,32 @@ def test_technique_that_breaks_its_promise_is_caught(
     plan = Plan("perceptron", (Decision("liar", ("0", "2"), Stage.QUANTIZE),))
     with pytest.raises(ContractError, match=reason):
         apply(perceptron(), plan)
+
+
+@pytest.mark.parametrize("network", ["perceptron", "tied"])
+def test_technique_that_is_one_percent_off_its_size_fails_the_contract(
+    network: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(catalog.CATALOG["technique"], "liar", f"{__name__}:SlightlySmallerThanItIs")
+    case = next(case for case in cases("liar") if case.network == network)
+    with pytest.raises(ContractError, match=r"takes .* bytes, .* were predicted"):
+        check_promises(case)
+
+
+@pytest.mark.parametrize("technique", ["weight_only", "static_int8", "dynamic_int8"])
+def test_exporter_that_is_one_percent_off_its_size_fails_the_contract(technique: str, tmp_path: Path):
+    class Flattering:
+        format = OnnxExporter.format
+        model_file = OnnxExporter.model_file
+        export = OnnxExporter().export
+
+        def lower(self, profile):
+            lowered = OnnxExporter().lower(profile)
+            return replace(lowered, container_bytes=lowered.container_bytes - 0.01 * lowered.storage_bytes)
+
+    case = next(case for case in cases(technique) if case.network == "tied")
+    with pytest.raises(AssertionError, match="bytes, not"):
+        check_exporter(Flattering(), OnnxRuntime(), case.result, tmp_path)
 
 
 def test_encoder_that_is_no_projection_is_caught():

@@ -25,10 +25,13 @@ from flyweight.model import Model, copied
 from flyweight.tensors.affine import SCALE_BITS, AffineWeight
 from flyweight.tensors.encoded import encoded_layers
 
-# Measured on files of 20 to 60 layers: a node with its inputs' names, an initializer's header.
-BYTES_A_FLOAT_LAYER = 90
-BYTES_AN_INTEGER_LAYER = 420
-BYTES_OF_A_GRAPH = 400
+# Measured on the networks of `flyweight.testing.strategies`: a layer's nodes with their inputs' names, and
+# the headers of its initializers.
+BYTES_OF_A_GRAPH = 300
+BYTES_A_FLOAT_LAYER = 100
+BYTES_AN_INTEGER_LAYER = {"float": 155, "dynamic": 200, "static": 330}
+BYTES_OF_A_RESHAPE = 110  # of a convolution's weight, where neighbouring columns share a scale
+HALF_SCALE_BITS = 16
 MAX_PROTO_BYTES = 2_000_000_000
 
 
@@ -48,12 +51,7 @@ class OnnxExporter:
             _lowered(layer if _shared(layer, profile) else replace(layer, tied_to=None))
             for layer in profile.layers
         )
-        quantized = sum(layer.code_bits is not None for layer in layers)
-        container = (
-            BYTES_OF_A_GRAPH
-            + quantized * BYTES_AN_INTEGER_LAYER
-            + (len(layers) - quantized) * BYTES_A_FLOAT_LAYER
-        )
+        container = BYTES_OF_A_GRAPH + sum(map(_container_bytes, layers))
         return replace(profile, layers=layers, container_bytes=float(container))
 
     def export(self, model: Model, path: Path) -> None:
@@ -95,9 +93,38 @@ def _lowered(layer: LayerProfile) -> LayerProfile:
         return replace(layer, weight_bits=float(FLOAT_BITS), density=1.0)
     width = 4 if layer.code_bits <= 4 else 8
     scales = 1 if layer.group_size is None else layer.rows * -(-layer.columns // layer.group_size)
-    return replace(
-        layer, weight_bits=width + scales * SCALE_BITS / layer.weights, density=1.0, code_bits=width
-    )
+    by_row = layer.group_size == layer.columns
+    halved = layer.op == "embedding" and by_row and width == 8
+    bits = scales * (HALF_SCALE_BITS if halved else SCALE_BITS)
+    if _has_zero_points(layer, scales):
+        bits += scales * width
+    return replace(layer, weight_bits=width + bits / layer.weights, density=1.0, code_bits=width)
+
+
+def _has_zero_points(layer: LayerProfile, scales: int) -> bool:
+    """Whether more is stored than codes, scales and, of a layer with removed weights, their mask."""
+    kept = layer.weights * layer.density
+    mask = layer.weights if layer.density < 1 else 0
+    rest = layer.weight_bits * kept - kept * (layer.code_bits or 0) - scales * SCALE_BITS - mask
+    return rest > scales  # a zero point has at least two bits
+
+
+def _bytes_a_row(layer: LayerProfile) -> int:
+    """Of a zero point where a matrix is multiplied, and of a scale where the bias is of integers."""
+    if layer.activation_mode != "static":
+        return 0
+    is_linear = layer.op == "linear"
+    integer_bias = not is_linear or layer.input_elements == layer.columns
+    return is_linear + integer_bias * SCALE_BITS // 8
+
+
+def _container_bytes(layer: LayerProfile) -> int:
+    if layer.code_bits is None:
+        return BYTES_A_FLOAT_LAYER
+    by_group = layer.group_size is not None and layer.group_size < layer.columns
+    reshaped = by_group and layer.op in {"conv1d", "conv2d"}
+    graph = BYTES_AN_INTEGER_LAYER[layer.activation_mode] + reshaped * BYTES_OF_A_RESHAPE
+    return graph + layer.rows * _bytes_a_row(layer)
 
 
 def _export_form(module: nn.Module) -> nn.Module:

@@ -42,7 +42,9 @@ def affine_encoder(
     return encode
 
 
-def encoder_for(root: nn.Module, name: str, form: AffineForm) -> Encoder:
+def encoder_for(
+    root: nn.Module, name: str, form: AffineForm, *, least_scale: Tensor | None = None
+) -> Encoder:
     """The encoder of the layer at ``name``; the many scales of an embedding are kept in float16.
 
     So are those of a layer that shares its weight with an embedding: the file then holds one set of codes.
@@ -50,7 +52,7 @@ def encoder_for(root: nn.Module, name: str, form: AffineForm) -> Encoder:
     module = root.get_submodule(name)
     layer = module.layer if isinstance(module, EncodedLayer) else module
     shares = any(isinstance(m, nn.Embedding) and m.weight is layer.weight for m in root.modules())
-    return affine_encoder(form, half_scales=shares)
+    return affine_encoder(form, least_scale=least_scale, half_scales=shares)
 
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:

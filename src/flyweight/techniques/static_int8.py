@@ -21,7 +21,7 @@ from flyweight.errors import InputError, UnsupportedError
 from flyweight.measure.calibrate import activation_range, observe, uint8_parameters
 from flyweight.measure.graph import capture, module_of
 from flyweight.techniques import _settings
-from flyweight.techniques._affine import affine_encoder, form_of, predicted
+from flyweight.techniques._affine import encoder_for, form_of, predicted
 from flyweight.techniques._bias_correction import correct, joined, mean_outputs
 from flyweight.techniques._input_grid import absorb, first_convolution
 from flyweight.techniques._placement import insert, place
@@ -95,7 +95,7 @@ class StaticInt8:
         form = form_of(settings)
         for name in decision.layers:
             least = _least_scale(graph.get_submodule(name), steps[name])
-            layer = attach(graph, name, affine_encoder(form, least_scale=least), self.name)
+            layer = attach(graph, name, encoder_for(graph, name, form, least_scale=least), self.name)
             if first is not None and name == first.name:
                 layer.input_quantizer = grid
         for node in called:

@@ -12,6 +12,7 @@ from flyweight.model import Model
 PIXELS = 8
 TOKENS = 6
 VOCABULARY = 40
+TIED_ENTRIES = 1_000
 
 
 class _Residual(nn.Module):
@@ -48,6 +49,24 @@ class _Text(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.table(tokens)
         x = x + self.narrow(nn.functional.gelu(self.wide(x)))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+class _Tied(nn.Module):
+    """An embedding whose weight is the output layer's too: more than 200 kB in 8 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(TIED_ENTRIES, 128)
+        self.wide = nn.Linear(128, 384)
+        self.narrow = nn.Linear(384, 128)
+        self.head = nn.Linear(128, TIED_ENTRIES, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        x = x + self.narrow(torch.relu(self.wide(x)))
         logits: Tensor = self.head(x.mean(1))
         return logits
 
@@ -96,6 +115,14 @@ def text_network(seed: int = 0) -> Model:
         return Model("text", _Text(), {"tokens": tokens}, dynamic_axes={"tokens": {1: "length"}})
 
 
+def tied_network(seed: int = 0) -> Model:
+    """A text network of 1 MB with tied weights, (batch, length) token ids to (batch, `TIED_ENTRIES`)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokens = torch.randint(VOCABULARY, (1, TOKENS))
+        return Model("tied", _Tied(), {"tokens": tokens}, dynamic_axes={"tokens": {1: "length"}})
+
+
 def signal_network(seed: int = 0) -> Model:
     """One-dimensional convolutions, (batch, 2, 32) to (batch, 4)."""
     with torch.random.fork_rng():
@@ -107,6 +134,7 @@ NETWORKS: Mapping[str, Callable[[], Model]] = {
     "residual": residual_network,
     "perceptron": perceptron,
     "text": text_network,
+    "tied": tied_network,
     "signal": signal_network,
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import cifar10, newcomer, rivals
 from benchmarks.claims import FLOAT, OURS, Check, Claim, Context, Outcome, compared
 from benchmarks.rivals import ONNXRUNTIME
-from benchmarks.timing import loading, open_session, speed_checks, timed
+from benchmarks.timing import loading, only, open_session, speed_checks, timed
 
 MODELS = ("resnet20", "resnet56")
 CALIBRATION_IMAGES = 512
@@ -109,7 +109,7 @@ def _size(name: str, files: Mapping[str, Path], storage_bytes: int | None) -> li
 def _speed(name: str, files: Mapping[str, Path], context: Context) -> tuple[Check, Check]:
     """Batch 1, all files in one loop."""
     image = cifar10.normalised(cifar10.images(context.shared, "test", sheets=1)[:1])
-    loads = {key: loading(path, context.threads, {"input": image}) for key, path in files.items()}
+    loads = {key: loading(path, context.threads, only(image)) for key, path in files.items()}
     samples = timed(loads, seconds=3 if context.quick else 30)
     return speed_checks(name, samples, rivals=[key for key in files if key not in (FLOAT, OURS)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,8 @@ def _speed(files: Mapping[str, Path], context: Context) -> list[Check]:
     tokens = minilm.tokenizer()
     checks: list[Check] = []
     for length in LENGTHS:
-        sentence = minilm.sentence_of(tokens, length)
-        loads = {name: loading(path, context.threads, sentence) for name, path in files.items()}
+        feeds = partial(minilm.feeds, encoded=minilm.sentence_of(tokens, length))
+        loads = {name: loading(path, context.threads, feeds) for name, path in files.items()}
         samples = timed(loads, seconds=5 if context.quick else 40)
         per_channel = [name for name in files if name.startswith("per channel")]
         checks += speed_checks(

@@ -10,7 +10,7 @@ from benchmarks import grouped, newcomer, rivals
 from benchmarks.claims import FLOAT, Check, Claim, Context, Outcome
 from benchmarks.float_export import export_float
 from benchmarks.rivals import ONNXRUNTIME
-from benchmarks.timing import loading, timed
+from benchmarks.timing import loading, only, timed
 from flyweight.evaluate.timing import speedup
 
 REASON = "slower"
@@ -59,7 +59,7 @@ def _rival_speeds(context: Context) -> tuple[dict[str, float], dict[str, str]]:
     job = {"model": str(original), "out": str(work), "variants": VARIANTS}
     answer = rivals.run(ONNXRUNTIME, job, arrays={"input": images}, work=work)
     files = {FLOAT: original} | {name: Path(path) for name, path in answer["files"].items()}
-    loads = {name: loading(path, context.threads, {"input": images[:1]}) for name, path in files.items()}
+    loads = {name: loading(path, context.threads, only(images[:1])) for name, path in files.items()}
     samples = timed(loads, seconds=2 if context.quick else 10)
     speeds = {name: speedup(samples[FLOAT], samples[name]).value for name in answer["files"]}
     return speeds, answer["versions"]

@@ -12,6 +12,7 @@ from benchmarks.claims import FLOAT, OURS, Check, compared
 from flyweight.evaluate.timing import interleave, speedup
 from flyweight.run.onnxruntime import onnxruntime_module
 
+Feeds = Callable[[Any], Mapping[str, np.ndarray]]  # a session to its arrays by input name
 Loads = Mapping[str, Callable[[], Callable[[], object]]]  # candidate to what gives the call to time
 Samples = Mapping[str, Sequence[Sequence[float]]]  # candidate to seconds, by session and round
 
@@ -26,15 +27,20 @@ def open_session(path: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def loading(path: Path, threads: int, feed: Mapping[str, np.ndarray]) -> Callable[[], Callable[[], object]]:
-    """Opens the file anew, and gives one run of it on what it takes of ``feed``, input name to array."""
+def loading(path: Path, threads: int, feeds: Feeds) -> Callable[[], Callable[[], object]]:
+    """Opens the file anew, and gives one run of it on ``feeds`` of the session."""
 
     def load() -> Callable[[], object]:
         session = open_session(path, threads)
-        given = {value.name: feed[value.name] for value in session.get_inputs()}
+        given = feeds(session)
         return lambda: session.run(None, given)
 
     return load
+
+
+def only(array: np.ndarray) -> Feeds:
+    """For a file of one input, whatever its name."""
+    return lambda session: {session.get_inputs()[0].name: array}
 
 
 def timed(loads: Loads, *, seconds: float) -> Samples:

@@ -108,6 +108,21 @@ def test_first_convolution_of_another_kind_has_an_ordinary_input(settings):
     assert sqnr_db(model.outputs(batch)[0], result.outputs(batch)[0]) > 25
 
 
+@pytest.mark.parametrize("weight", [1e-14, 1e-30, 1e-36, 0.0])
+def test_tiny_weights_without_bias_give_no_nan(weight):
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(nn.Linear(12, 12, bias=False) for _ in range(3)))
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight *= weight
+    model = Model("tiny", layers, {"input": torch.randn(1, 12)})
+    result = quantized(model)
+    (batch,) = batches_for(model, count=1)
+    assert torch.isfinite(result.outputs(batch)[0]).all()
+    for _, layer in encoded_layers(result.module):
+        assert (layer.bias_scale() >= torch.finfo(torch.float32).tiny).all()
+
+
 @pytest.mark.parametrize("weight", [0.0, 1e-39, 1e-20, 1e-12])
 @pytest.mark.parametrize("make", [residual_network, perceptron])
 def test_dead_channels_do_not_overflow_the_integer_bias(make, weight):

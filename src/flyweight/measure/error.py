@@ -14,12 +14,10 @@ from flyweight.tensors.encoded import encoded_layers
 
 
 def sqnr_db(signal: Tensor, approximation: Tensor) -> float | None:
-    """10·log10(Σ signal² / Σ (signal - approximation)²); None where either sum is 0."""
-    power = float(signal.double().square().sum())
-    noise = float((signal.double() - approximation.double()).square().sum())
-    if power == 0 or noise == 0:
-        return None
-    return float(10 * torch.log10(torch.tensor(power / noise, dtype=torch.float64)))
+    """10·log10(Σ signal² / Σ (signal - approximation)²); None where either sum is not above 0."""
+    sums = _PowerAndNoise()
+    sums.add(signal, approximation)
+    return sums.db()
 
 
 def folded(model: Model) -> Model:
@@ -67,7 +65,7 @@ class _PowerAndNoise:
         self.noise += float((signal.double() - approximation.double()).square().sum())
 
     def db(self) -> float | None:
-        if self.power == 0 or self.noise == 0:
+        if not (self.power > 0 and self.noise > 0):
             return None
         return float(10 * torch.log10(torch.tensor(self.power / self.noise, dtype=torch.float64)))
 

@@ -57,7 +57,7 @@ def encoder_for(
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:
     """The layer stored in ``form``."""
-    kept = None if layer.density == 1.0 else round(layer.weights * layer.density)
+    kept = None if layer.density >= 1 else round(layer.weights * layer.density)
     bits = form.stored_bits(layer.rows, layer.columns, kept=kept) / (
         layer.weights if kept is None else max(kept, 1)
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flyweight.model import Model
 
 LARGEST_BIAS_CODE = 2.0**30  # half of int32: the rest is for the products
-LEAST_SCALE = 2.0**-100  # its product with an input's scale is still a normal float
+LEAST_STEP = 2.0**-120  # of the sums, input scale times weight scale: still a normal float
 
 
 @final
@@ -129,7 +129,7 @@ def _inner(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _least_scale(module: nn.Module, input_scale: float) -> Tensor | None:
-    """(rows,), the least weight scale at which the bias, in steps of the sums, is below `LARGEST_BIAS_CODE`.
+    """(rows,), the least weight scale at which sums have a step, and the bias takes few enough of them.
 
     Channels that training let die have weights near 0 and a bias that is not.
     """
@@ -137,7 +137,7 @@ def _least_scale(module: nn.Module, input_scale: float) -> Tensor | None:
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
         return None
     bias = torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
-    return (bias.abs() / (input_scale * LARGEST_BIAS_CODE)).clamp_min(LEAST_SCALE)
+    return ((bias.abs() / LARGEST_BIAS_CODE).clamp_min(LEAST_STEP) / input_scale).clamp_min(LEAST_STEP)
 
 
 def _read_codes(graph: fx.GraphModule, node: fx.Node, scale: float, *, integer_bias: bool) -> None:

@@ -103,7 +103,7 @@ class DynamicQuantizer(nn.Module):
             return straight_through(x, (codes - TOKEN_ZERO_POINT) * scale)
         low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
         scale = (high - low) / UINT8_HIGHEST
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         zero_point = (-low / scale).round().clamp(0, UINT8_HIGHEST)
         codes = ((x / scale).round() + zero_point).clamp(0, UINT8_HIGHEST)
         return straight_through(x, (codes - zero_point) * scale)

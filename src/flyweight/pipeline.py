@@ -22,6 +22,8 @@ from flyweight.data.leaks import find_leaks
 from flyweight.data.load import open_data
 from flyweight.errors import ContractError, InputError, ParityError, UnsupportedError
 from flyweight.evaluate.guarantee import shortfall
+from flyweight.evaluate.guessing import check_better_than_guessing
+from flyweight.evaluate.statistics import bootstrap
 from flyweight.export.artifact import pack
 from flyweight.export.check import check_parity
 from flyweight.load.open import open_model
@@ -126,6 +128,7 @@ def _prepare(
         batches = calibration_batches(model, task, data)
         check_parity(model, artifact, batches[0])
     original = measured_subject(settings, model, artifact, task, data, progress=progress)
+    hardly_better = check_better_than_guessing(task, original.scores, bootstrap(task, original.scores))
     return Run(
         settings=settings,
         task=task,
@@ -135,7 +138,7 @@ def _prepare(
         plans=plans,
         original=original,
         work=work,
-        notes=leaks,
+        notes=(*leaks, *hardly_better),
         progress=progress,
     )
 

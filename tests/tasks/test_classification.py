@@ -1,5 +1,7 @@
 """Classification scored by hand and by definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -73,6 +75,13 @@ def test_label_out_of_range_is_one_clear_sentence(label):
         InputError, match=rf"label {label} of evaluation example 1 is out of range: .* in 0\.\.2"
     ):
         Classification().score(LOGITS[:2], splits_of([0, label]))
+
+
+@pytest.mark.parametrize("split", ["train", "calibration"])
+def test_label_out_of_range_is_found_in_every_split(split):
+    good, bad = splits_of([0, 1]), splits_of([0, 7]).train
+    with pytest.raises(InputError, match=f"label 7 of {split} example 1 is out of range"):
+        Classification().score(LOGITS[:2], replace(good, **{split: bad}))
 
 
 def test_label_out_of_range_is_named_where_it_has_a_name():

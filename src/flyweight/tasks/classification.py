@@ -69,7 +69,10 @@ class Classification:
         targets = labels(splits.evaluation, self.name)
         one_row_each(outputs, len(targets), self.name)
         chosen, probabilities = self._answers(outputs)
-        _check_range(targets, outputs.shape[1], splits.evaluation.classes)
+        _check_range(targets, outputs.shape[1], splits.evaluation.classes, "evaluation")
+        for name, other in (("calibration", splits.calibration), ("train", splits.train)):
+            if other.targets is not None and len(other):
+                _check_range(labels(other, self.name), outputs.shape[1], other.classes, name)
         correct = (chosen == targets[:, None]).any(axis=1)
         confidence = np.minimum(probabilities.sum(axis=1), 1.0)
         return Scores(correct.astype(np.float64), chosen[:, 0], targets, correct, confidence)
@@ -81,6 +84,12 @@ class Classification:
     def metric_is_mean(self, scores: Scores) -> bool:
         """See `flyweight.evaluate.statistics.MeanMetric`."""
         return True
+
+    def guesses(self, scores: Scores) -> tuple[float, float]:
+        """See `flyweight.evaluate.guessing.Guessable`; of the classes that occur, where there are enough."""
+        counts = np.sort(np.unique(scores.targets, return_counts=True)[1])[::-1]
+        random = self.top_k / len(counts) if self.top_k < len(counts) else 0.0
+        return random, float(counts[: self.top_k].sum() / len(scores))
 
     def answers(self, outputs: np.ndarray, classes: Sequence[str]) -> Mapping[str, Sequence[object]]:
         """Columns label and probability, then label_2, probability_2 ... up to ``top_k``.
@@ -122,12 +131,12 @@ def _probabilities(outputs: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def _check_range(targets: np.ndarray, outputs: int, classes: tuple[str, ...]) -> None:
+def _check_range(targets: np.ndarray, outputs: int, classes: tuple[str, ...], split: str) -> None:
     bad = np.flatnonzero((targets < 0) | (targets >= outputs))
     if len(bad):
         label = int(targets[bad[0]])
         named = f" ({classes[label]!r})" if 0 <= label < len(classes) else ""
         raise InputError(
-            f"label {label}{named} of evaluation example {bad[0]} is out of range: "
+            f"label {label}{named} of {split} example {bad[0]} is out of range: "
             f"the model has {outputs} outputs, so labels must be in 0..{outputs - 1}"
         )

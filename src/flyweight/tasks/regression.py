@@ -68,6 +68,10 @@ class Regression:
             return 1.0 - errors / spread
         return 0.0 if errors > 0 else 1.0
 
+    def guesses(self, scores: Scores) -> tuple[float, float]:
+        """See `flyweight.evaluate.guessing.Guessable`; the mean of the targets has R² 0."""
+        return 0.0, 0.0
+
     def answers(self, outputs: np.ndarray, classes: Sequence[str]) -> Mapping[str, Sequence[object]]:
         """Column value, or value_0, value_1, ... of several."""
         columns = _rows(outputs).T

@@ -134,6 +134,13 @@ class Similarity:
         """See `flyweight.evaluate.statistics.MeanMetric`; ranks depend on the sample, so rho is not one."""
         return scores.correct is not None
 
+    def guesses(self, scores: Scores) -> tuple[float, float]:
+        """See `flyweight.evaluate.guessing.Guessable`; of the classes that occur, or no correlation."""
+        if scores.correct is None:
+            return 0.0, 0.0
+        counts = np.unique(scores.targets, return_counts=True)[1]
+        return 1 / len(counts) if len(counts) > 1 else 0.0, float(counts.max() / len(scores))
+
     def answers(self, outputs: np.ndarray, classes: Sequence[str]) -> Mapping[str, Sequence[object]]:
         """The embedding: columns e0, e1, ..."""
         return {f"e{i}": column.tolist() for i, column in enumerate(_embeddings(outputs).T)}

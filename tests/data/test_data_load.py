@@ -166,8 +166,38 @@ def test_json_lines(tmp_path):
 
 def test_plain_text_is_one_example_a_line(tmp_path):
     (tmp_path / "new.txt").write_text("first\n\nsecond\r\n")
-    assert open_inputs(tmp_path / "new.txt", SETTINGS).inputs == {"text": ["first", "second"]}
+    assert open_inputs(tmp_path / "new.txt", SETTINGS).inputs == {"text": ["first", "", "second"]}
     assert list(open_inputs(tmp_path / "new.txt", DataSettings(inputs=("query",))).inputs) == ["query"]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("a\n\nb", ["a", "", "b"]),
+        ("\na\n", ["", "a"]),
+        ("a\n\n", ["a", ""]),
+        ("a\r\n\r\nb\r\n", ["a", "", "b"]),
+    ],
+)
+def test_every_line_to_answer_keeps_its_place(tmp_path, content, lines):
+    (tmp_path / "new.txt").write_text(content, newline="")
+    assert open_inputs(tmp_path / "new.txt", SETTINGS).inputs == {"text": lines}
+
+
+def test_images_to_answer_bring_their_files(tmp_path):
+    write_images(tmp_path, ["b.png", "z/a.png", "a/c.png"])
+    files = open_inputs(tmp_path, SETTINGS).columns["file"]
+    assert files.tolist() == ["a/c.png", "b.png", "z/a.png"]
+    assert open_inputs(tmp_path / "b.png", SETTINGS).columns["file"].tolist() == ["b.png"]
+
+
+def test_a_list_of_image_files_brings_them_as_it_names_them(tmp_path, monkeypatch):
+    write_images(tmp_path, ["one/b.png", "a.png"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files.py").write_text(
+        "from pathlib import Path\ndef made():\n    return [Path('one/b.png'), Path('a.png')]\n"
+    )
+    assert open_inputs("files.py:made", SETTINGS).columns["file"].tolist() == ["one/b.png", "a.png"]
 
 
 def test_inputs_do_not_need_the_target(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flyweight.data.column_steps import JoinColumns, SelectColumns
-from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst
+from flyweight.data.image_steps import CenterCrop, DecodeImage, Resize, ToChannelsFirst, read_image
 from flyweight.data.steps import Cast, Normalize, Rename, Rescale
 from flyweight.errors import InputError
 
@@ -51,6 +51,33 @@ def test_select_columns_names_the_missing_column():
 def test_cast_to_integers_refuses_fractions():
     with pytest.raises(InputError, match="example 1 is not whole"):
         Cast("int64")({"x": np.array([1.0, 1.5])})
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_of_grey_are_read_as_their_upper_eight(tmp_path, suffix):
+    from PIL import Image
+
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(grey).save(tmp_path / f"eight.{suffix}")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / f"sixteen.{suffix}")
+    for mode in ("L", "RGB"):
+        eight, sixteen = (read_image(tmp_path / f"{name}.{suffix}", mode) for name in ("eight", "sixteen"))
+        np.testing.assert_array_equal(sixteen, eight)
+
+
+def test_sixteen_bits_in_a_portable_graymap_are_read_as_their_upper_eight(tmp_path):
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    (tmp_path / "grey.pgm").write_bytes(b"P5 8 8 65535\n" + (grey * 257).astype(">u2").tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.pgm", "L")[..., 0], grey)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_without_a_known_range_are_refused(tmp_path, dtype):
+    from PIL import Image
+
+    Image.fromarray(np.full((4, 4), 300, dtype)).save(tmp_path / "wide.tif")
+    with pytest.raises(InputError, match=r"wide\.tif: .*; save it with 8 bits a channel"):
+        read_image(tmp_path / "wide.tif", "L")
 
 
 def test_text_where_numbers_are_needed_is_named():

@@ -13,7 +13,7 @@ from flyweight.data.preprocessing import Preprocessing
 from flyweight.data.steps import Rename
 from flyweight.errors import ArtifactError, InputError, UnsupportedError
 from flyweight.run.manifest import TensorSpec
-from flyweight.run.predict import predict
+from flyweight.run.predict import predict, write_answers
 
 X = np.array([[1, 0], [0, -1], [2, 2]], dtype=np.float32)
 
@@ -40,6 +40,25 @@ def test_predict_prepares_raw_columns_and_leaves_out_what_the_model_does_not_tak
 
 def test_columns_the_model_does_not_take_are_left_out(tmp_path: Path) -> None:
     predict(write_artifact(tmp_path), Examples({"x": X, "note": ["a", "b", "c"]}))
+
+
+def test_the_file_of_each_example_comes_first(tmp_path: Path) -> None:
+    examples = Examples({"x": X}, columns={"file": np.array(["b.png", "c/a.png", "c/d.png"])})
+    answers = predict(write_artifact(tmp_path), examples)
+    assert list(answers) == ["file", "label", "probability"]
+    assert answers["file"] == ["b.png", "c/a.png", "c/d.png"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "npz"])
+def test_every_format_names_the_file_of_an_answer(tmp_path: Path, suffix: str) -> None:
+    examples = Examples({"x": X[:2]}, columns={"file": np.array(["b.png", "a.png"])})
+    write_answers(tmp_path / f"answers.{suffix}", predict(write_artifact(tmp_path / "made"), examples))
+    content = (tmp_path / f"answers.{suffix}").read_bytes()
+    assert content.index(b"file") < content.index(b"label")
+    if suffix == "npz":
+        assert np.load(tmp_path / "answers.npz")["file"].tolist() == ["b.png", "a.png"]
+    else:
+        assert content.index(b"b.png") < content.index(b"a.png")
 
 
 def test_predict_never_runs_a_file_named_by_the_artifact(

@@ -10,6 +10,8 @@ import numpy as np
 
 from flyweight.errors import InputError
 
+FILE_COLUMN = "file"  # of `Examples.columns`: where each example comes from, where each is a file
+
 
 @final
 @dataclass(frozen=True, eq=False)

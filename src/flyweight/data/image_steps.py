@@ -66,8 +66,10 @@ class DecodeImage:
 def read_image(path: Path, mode: str) -> np.ndarray:
     """The pixels of one file, (height, width, channels) uint8.
 
+    Of 16 bits of grey the upper eight are kept.
+
     Raises:
-        InputError: The file is missing, is no image, is damaged, or is absurdly large.
+        InputError: The file is missing, is no image, is damaged, is absurdly large, or has pixels of 32 bits.
         MissingDependency: Pillow is not installed.
     """
     image_module = _pillow()
@@ -81,10 +83,24 @@ def read_image(path: Path, mode: str) -> np.ndarray:
     )
     try:
         with image_module.open(path) as image:
-            pixels = np.asarray(image.convert(mode))
+            pixels = np.asarray(_eight_bits(image, image_module).convert(mode))
     except unreadable as error:
         raise InputError(f"cannot read the image {path}: {error}; replace the file or remove it") from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _eight_bits(image: Any, image_module: ModuleType) -> Any:
+    """The image with 8 bits a channel; Pillow's ``convert`` would make white of all 16-bit values over 255.
+
+    Raises:
+        ValueError: It has pixels of 32 bits, whose range is not known.
+    """
+    # Pillow reads 16-bit portable graymaps, and in old versions PNGs, as mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return image_module.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have 32 bits (mode {image.mode}); save it with 8 bits a channel")
+    return image
 
 
 def _pillow() -> ModuleType:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from flyweight.data import arrays, images, tables, text
 from flyweight.data.checks import check_examples, check_splits
 from flyweight.data.columns import examples_of
-from flyweight.data.examples import Examples, Splits
+from flyweight.data.examples import FILE_COLUMN, Examples, Splits
 from flyweight.data.python import read_python
 from flyweight.data.splits import assemble, is_part, select_parts
 from flyweight.data.tables import Table
@@ -58,7 +60,9 @@ def open_data(
 def open_inputs(spec: str | Path, settings: DataSettings) -> Examples:
     """Inputs to run a model on; targets are neither needed nor kept.
 
-    Of data that are split, the evaluation part is taken. Images may lie in any folders.
+    Of data that are split, the evaluation part is taken. Images may lie in any folders; their column
+    ``file`` is the path below the folder that was given, or as a loader names it. All lines of a text file
+    are inputs, blank ones too.
 
     Raises:
         InputError: As `open_data`.
@@ -69,9 +73,19 @@ def open_inputs(spec: str | Path, settings: DataSettings) -> Examples:
         inputs = _evaluation(parts).inputs
     else:
         inputs = _evaluation(_read_inputs(path, settings)).inputs
-    examples = Examples(inputs)
+    examples = Examples(inputs, columns=_files(inputs, path))
     check_examples(examples, "given")
     return examples
+
+
+def _files(inputs: Mapping[str, np.ndarray | Sequence[Any]], given: Path | None) -> dict[str, np.ndarray]:
+    """Column `FILE_COLUMN` where the only input is image files, else nothing."""
+    values = next(iter(inputs.values())) if len(inputs) == 1 else ()
+    if not len(values) or not all(isinstance(value, Path) for value in values):
+        return {}
+    folder = given if given is None or given.is_dir() else given.parent
+    files = values if folder is None else [value.relative_to(folder) for value in values]
+    return {FILE_COLUMN: np.array([file.as_posix() for file in files])}
 
 
 def _evaluation(parts: Mapping[str, Part]) -> Part:
@@ -136,7 +150,7 @@ def _read_tables(path: Path, settings: DataSettings, *, labelled: bool = True) -
     target = () if settings.target is None else (settings.target,)
     requested = (*settings.inputs, *target, *settings.slices) if labelled else settings.inputs
     if path.is_file():
-        return {"train": _read_table(path, settings, requested)}
+        return {"train": _read_table(path, settings, requested, blank=not labelled)}
     files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _TABLE_SUFFIXES)
     named: dict[str, Path] = {}
     for file in files:
@@ -150,13 +164,13 @@ def _read_tables(path: Path, settings: DataSettings, *, labelled: bool = True) -
             f"{path} holds {len(files)} tables and none is called train or test; give one, or rename them"
         )
     chosen = select_parts(named) if named else {"train": files[0]}
-    return {use: _read_table(file, settings, requested) for use, file in chosen.items()}
+    return {use: _read_table(file, settings, requested, blank=not labelled) for use, file in chosen.items()}
 
 
-def _read_table(path: Path, settings: DataSettings, requested: Sequence[str]) -> Table:
+def _read_table(path: Path, settings: DataSettings, requested: Sequence[str], *, blank: bool) -> Table:
     if path.suffix.lower() == ".jsonl":
         return text.read_json_lines(path)
     if path.suffix.lower() == ".txt":
         single = len(settings.inputs) == 1 and not settings.inputs[0].isdecimal()
-        return text.read_lines(path, settings.inputs[0] if single else text.TEXT_NAME)
+        return text.read_lines(path, settings.inputs[0] if single else text.TEXT_NAME, blank=blank)
     return tables.read_table(path, requested)

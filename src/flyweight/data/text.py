@@ -13,13 +13,15 @@ SUFFIXES = (".jsonl", ".txt")
 TEXT_NAME = "text"
 
 
-def read_lines(path: Path, name: str = TEXT_NAME) -> Table:
-    """A table of one column, ``name``, with the lines of a text file; blank lines are left out.
+def read_lines(path: Path, name: str = TEXT_NAME, *, blank: bool = False) -> Table:
+    """A table of one column, ``name``, with the lines of a text file, without blank ones unless ``blank``.
+
+    A last line break ends the last line; no line follows it.
 
     Raises:
         InputError: The file is unreadable, empty or not UTF-8.
     """
-    return Table(str(path), {name: [line for _, line in _lines(path)]})
+    return Table(str(path), {name: [line for _, line in _lines(path, blank=blank)]})
 
 
 def read_json_lines(path: Path) -> Table:
@@ -47,8 +49,8 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Line number, from 1, and text of every line that is not blank."""
+def _lines(path: Path, *, blank: bool = False) -> list[tuple[int, str]]:
+    """Line number, from 1, and text of every line; those that are blank only if ``blank``."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -56,7 +58,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     # Not splitlines: it also breaks at form feeds and Unicode separators, which occur inside texts.
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    numbered = enumerate(text.removesuffix("\n").split("\n") if text else (), 1)
+    lines = [(number, line.rstrip("\r")) for number, line in numbered if blank or line.strip()]
     if not lines:
         raise InputError(f"{path} is empty")
     return lines

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.data.examples import Examples
+from flyweight.data.examples import FILE_COLUMN, Examples
 from flyweight.data.preprocessing import Preprocessing
 from flyweight.errors import ArtifactError, InputError, UnsupportedError
 from flyweight.progress import SILENT, Progress
@@ -34,6 +34,8 @@ def predict(
     progress: Progress = SILENT,
 ) -> Mapping[str, Sequence[object]]:
     """Named columns of answers, one value an example, as the artifact's task gives them.
+
+    Where the examples are files, the first column is ``file``.
 
     The file of a ``file.py:metric`` task is never run; its answers are the numbers of the first output, as
     columns ``output_0``, ``output_1``, ... (``output`` if there is one).
@@ -65,7 +67,12 @@ def predict(
         _first_output(session(_only(names, prepare(columns))), columns)
         for columns in progress.track(list(_batches(inputs, batch_size)), "answers")
     ]
-    return answer(_joined(outputs))
+    return {**_files(inputs), **answer(_joined(outputs))}
+
+
+def _files(inputs: Examples) -> Mapping[str, Sequence[object]]:
+    files = inputs.columns.get(FILE_COLUMN)
+    return {} if files is None else {FILE_COLUMN: files.tolist()}
 
 
 def _preprocessing(manifest: Manifest, folder: Path) -> Callable[[Mapping[str, Column]], Arrays]:

@@ -73,7 +73,7 @@ class Settings:
         model_arguments: Keyword arguments of the factory.
         preprocessing: What `flyweight.data.declared.declared_steps` takes, ``{"resize": 256, "crop": 224}``.
         techniques: Tried in this order; () tries the automatic set.
-        technique_settings: Settings given to every technique that knows them, ``{"bits": 4}``.
+        technique_settings: ``{"bits": 4}``; of the automatic set, those that cannot take them are left out.
         plan: A plan file to carry out instead of techniques.
         budget: What the result has to fit; `DEFAULT_QUALITY_DROP` is allowed where it does not say.
         data_settings: See `DataSettings`.

@@ -57,14 +57,33 @@ def test_setting_unknown_to_a_named_technique_is_refused():
         names(LINEAR, ["dynamic_int8"], {"group_size": 32})
 
 
-def test_automatic_list_gives_settings_to_those_that_know_them():
-    plans = dict(candidates(LINEAR, (), {"range_method": "mse", "activation_granularity": "token"}))
-    given = {name: dict(plan.decisions[0].settings) for name, plan in plans.items()}
-    assert given == {
-        "dynamic_int8": {"range_method": "mse", "activation_granularity": "token"},
-        "static_int8": {"range_method": "mse"},
-        "weight_only": {"range_method": "mse"},
-    }
+def test_automatic_list_gives_settings_to_all_that_take_them():
+    plans = dict(candidates(LINEAR, (), {"range_method": "mse"}))
+    assert list(plans) == ["dynamic_int8", "static_int8", "weight_only"]
+    assert all(dict(plan.decisions[0].settings) == {"range_method": "mse"} for plan in plans.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ({"bits": 4}, ["weight_only"]),
+        ({"group_size": 16}, ["weight_only"]),
+        ({"bias_correction": False}, ["static_int8"]),
+        ({"range_method": "mse", "activation_granularity": "token"}, ["dynamic_int8"]),
+    ],
+)
+def test_technique_that_cannot_take_the_settings_is_left_out_of_the_automatic_list(settings, left):
+    assert names(LINEAR, settings=settings) == left
+
+
+def test_setting_that_no_technique_knows_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no technique has a setting 'foo'; known: .*bits.*group_size"):
+        names(LINEAR, settings={"foo": 1, "bits": 8})
+
+
+def test_settings_that_no_technique_takes_together_are_refused_with_the_reasons():
+    with pytest.raises(ValueError, match=r"dynamic_int8 has no setting 'group_size'.*weight_only has no"):
+        names(LINEAR, settings={"group_size": 16, "activation_granularity": "token"})
 
 
 def test_setting_out_of_range_is_refused_before_any_work():

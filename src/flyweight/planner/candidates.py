@@ -25,10 +25,10 @@ def candidates(
     Args:
         profile: Of the float model.
         techniques: Names from the catalog; empty for the automatic list.
-        settings: Given to each technique that knows them.
+        settings: Given to each technique; one of the automatic list that cannot take them all is left out.
 
     Raises:
-        ValueError: A technique or setting is unknown, or a setting is out of range.
+        ValueError: A technique or setting is unknown, or none of the techniques can take the settings.
         UnsupportedError: A named technique takes none of the model's layers.
     """
     for name in techniques:
@@ -40,10 +40,9 @@ def candidates(
     # with static ranges and nothing in speed with dynamic ones. Weight-only is the last resort: small, seldom
     # fast.
     order = ("static_int8", "dynamic_int8") if convolutional else ("dynamic_int8", "static_int8")
-    for name in order:
-        if _layers(profile, name):
-            yield name, plan_for(profile, name, _known(name, settings))
-    yield "weight_only", plan_for(profile, "weight_only", _known("weight_only", settings))
+    tried = [*(name for name in order if _layers(profile, name)), "weight_only"]
+    _check_known(settings, tried)
+    yield from _that_take(profile, tried, settings)
     if not settings:
         four_bits: Mapping[str, Scalar] = {"bits": 4, "granularity": "group", "range_method": "mse"}
         yield "weight_only (4 bits)", plan_for(profile, "weight_only", four_bits)
@@ -78,5 +77,23 @@ def _layers(profile: ModelProfile, technique: str) -> list[str]:
     return list(dict.fromkeys(name for decision in proposed for name in decision.layers))
 
 
-def _known(technique: str, settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    return {k: v for k, v in settings.items() if k in catalog.get("technique", technique).defaults}
+def _that_take(
+    profile: ModelProfile, techniques: Sequence[str], settings: Mapping[str, Scalar]
+) -> Iterator[tuple[str, Plan]]:
+    refusals: list[str] = []
+    for name in techniques:
+        try:
+            plan = plan_for(profile, name, settings)
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            yield name, plan
+    if len(refusals) == len(techniques):
+        raise ValueError("no technique takes these settings: " + "; ".join(refusals))
+
+
+def _check_known(settings: Mapping[str, Scalar], techniques: Sequence[str]) -> None:
+    known = {key for name in techniques for key in catalog.get("technique", name).defaults}
+    unknown = next((key for key in settings if key not in known), None)
+    if unknown is not None:
+        raise ValueError(f"no technique has a setting {unknown!r}; known: {', '.join(sorted(known))}")

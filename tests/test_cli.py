@@ -178,7 +178,7 @@ def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
         *("--input-column", "a", "--input-column", "b", "--target-column", "c", "--slice", "d"),
         *("--calibration-size", "7", "--evaluation-size", "8", "--seed", "9"),
         *("--resize", "256", "--crop", "224x192"),
-        *("--rescale", "0.5", "--mean", "0.1,0.2", "--std", "imagenet"),
+        *("--rescale", "1/255", "--mean", "0.1,0.2", "--std", "imagenet"),
         *("--max-length", "64", "--tokenizer", "t.json", "--preprocess", "channels_last=true"),
         *("--runtime", "openvino", "--threads", "2", "--batch-size", "3", "--seconds", "0.5"),
         *("-o", "small", "--overwrite"),
@@ -193,7 +193,7 @@ def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
         preprocessing={
             "resize": 256,
             "crop": [224, 192],
-            "rescale": 0.5,
+            "rescale": 1 / 255,
             "mean": [0.1, 0.2],
             "std": "imagenet",
             "max_length": 64,

@@ -38,6 +38,40 @@ def test_plain_values_are_read_back_as_they_were():
     assert settings_from(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "advice"),
+    [
+        ("max_size", 25, "25MB or 25B"),
+        ("max_ram", 80, "80MB or 80B"),
+        ("max_latency", 0.015, "0.015ms or 0.015s"),
+        ("max_energy", 5, "5mJ or 5J"),
+    ],
+)
+def test_a_bound_without_a_unit_is_refused(tmp_path, key, value, advice):
+    with pytest.raises(InputError, match=f"has no unit; give one: {advice}"):
+        read_settings_file(file(tmp_path, f"{key}: {value}"))
+
+
+def test_every_bound_is_read_back_exactly():
+    budget = Budget(
+        storage_bytes=1e7 / 3, latency_s=1 / 3, quality_drop=0.1, ram_bytes=1e9, energy_j=1e-7 / 3
+    )
+    settings = Settings(**NEEDED, budget=budget)
+    assert settings_from(json.loads(json.dumps(settings.to_dict()))).budget == budget
+
+
+@pytest.mark.parametrize("task", ["classification", "similarity"])
+@pytest.mark.parametrize(("drop", "advice"), [(1, "write 1% or 0.01"), ("200%", "write 2% or 0.02")])
+def test_a_drop_that_allows_anything_is_refused(task, drop, advice):
+    with pytest.raises(InputError, match=f"at most 1; {advice}"):
+        settings_from({**NEEDED, "task": task, "max_drop": drop})
+
+
+@pytest.mark.parametrize("task", ["regression", "metric.py:score"])
+def test_a_drop_of_other_metrics_is_in_their_own_unit(task):
+    assert settings_from({**NEEDED, "task": task, "max_drop": 3}).budget.quality_drop == 3
+
+
 def test_a_file_reads_units_and_lists(tmp_path):
     path = file(tmp_path, "max_size: 25MB\nmax_drop: 0.5%\ntechniques: static_int8\ninputs: [a, b]\nplan:\n")
     assert read_settings_file(path) == {
@@ -46,6 +80,11 @@ def test_a_file_reads_units_and_lists(tmp_path):
         "techniques": ("static_int8",),
         "inputs": ("a", "b"),
     }
+
+
+def test_a_factor_may_be_a_fraction(tmp_path):
+    path = file(tmp_path, "preprocessing: {rescale: 1/255}")
+    assert read_settings_file(path) == {"preprocessing": {"rescale": 1 / 255}}
 
 
 def test_values_reach_the_budget_and_the_data_settings():

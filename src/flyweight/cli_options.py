@@ -10,7 +10,7 @@ from typing import Annotated, Any, final
 import typer
 
 from flyweight import catalog
-from flyweight.cli_values import number_or_numbers, pairs, side
+from flyweight.cli_values import factor, number_or_numbers, pairs, side
 from flyweight.settings import Settings
 from flyweight.settings_file import (
     DEFAULT_FILE,
@@ -18,7 +18,7 @@ from flyweight.settings_file import (
     check_value,
     nearest,
     read_settings_file,
-    settings_from,
+    settings_of,
 )
 
 _PREPARATION, _GOAL, _MEASUREMENT = "Preprocessing", "What to reach, and how", "Measurement"
@@ -95,8 +95,8 @@ class Preparation:
         typer.Option(help="Side, or HEIGHTxWIDTH, of the middle kept.", rich_help_panel=_PREPARATION),
     ] = None
     rescale: Annotated[
-        float | None,
-        typer.Option(help="Factor on every value; 1/255 is 0.00392157.", rich_help_panel=_PREPARATION),
+        str | None,
+        typer.Option(help="Factor on every value, as 1/255 or 0.5.", rich_help_panel=_PREPARATION),
     ] = None
     mean: Annotated[
         str | None,
@@ -134,7 +134,10 @@ class Preparation:
             raise typer.BadParameter(f"imagenet is known, got {self.normalize!r}", param_hint="--normalize")
         declared = pairs(self.preprocess, "--preprocess")
         declared |= dict.fromkeys(("mean", "std"), self.normalize) if self.normalize else {}
-        declared |= _given(self, without=("preprocess", "normalize", "mean", "std", "resize", "crop"))
+        declared |= _given(
+            self, without=("preprocess", "normalize", "mean", "std", "rescale", "resize", "crop")
+        )
+        declared |= {} if self.rescale is None else {"rescale": factor(self.rescale, "--rescale")}
         for key, text in (("mean", self.mean), ("std", self.std)):
             declared |= {} if text is None else {key: number_or_numbers(text, f"--{key}")}
         for key, text in (("resize", self.resize), ("crop", self.crop)):
@@ -292,7 +295,7 @@ def assembled(groups: Sequence[Mapping[str, object]], config: Path | None = None
     if missing is not None:
         raise typer.BadParameter(f"no {missing} is given: name {NEEDED[missing]}")
     _check_names(values)
-    return settings_from(values)
+    return settings_of(values)
 
 
 def check_name(group: catalog.Group, name: str) -> None:

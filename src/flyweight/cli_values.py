@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import typer
 
+from flyweight.units import parse_factor
+
 _SIDE = re.compile(r"(\d+)(?:[x,](\d+))?")
 _WORDS = {"True": True, "False": False}
 
@@ -34,6 +36,14 @@ def number_or_numbers(text: str, flag: str) -> float | list[float] | str:
             f"write a number, numbers such as 0.49,0.48,0.45, or imagenet; got {text!r}", param_hint=flag
         ) from error
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def factor(text: str, flag: str) -> float:
+    """``"0.5"`` or ``"1/255"``."""
+    try:
+        return parse_factor(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from error
 
 
 def side(text: str, flag: str) -> int | list[int]:

@@ -14,6 +14,9 @@ DEFAULT_QUALITY_DROP = 0.01  # one point; what `compress` allows when the budget
 DEFAULT_CALIBRATION_SIZE = 512
 DEFAULT_SECONDS = 6.0
 
+# Tasks whose metric cannot exceed 1: a drop of 1 or more would allow anything, and is a slip for 1 %.
+METRICS_UP_TO_ONE = frozenset({"classification", "similarity"})
+
 # Key in flyweight.yaml to field of `Budget`.
 BUDGET_KEYS: Mapping[str, str] = {
     "max_size": "storage_bytes",
@@ -22,6 +25,8 @@ BUDGET_KEYS: Mapping[str, str] = {
     "max_ram": "ram_bytes",
     "max_energy": "energy_j",
 }
+# Units of `Budget`, without which flyweight.yaml takes no bound; that of a drop is the metric's own.
+_BUDGET_UNITS: Mapping[str, str] = {"max_size": "B", "max_latency": "s", "max_ram": "B", "max_energy": "J"}
 
 
 @final
@@ -108,6 +113,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.budget.quality_drop is None:
             object.__setattr__(self, "budget", replace(self.budget, quality_drop=DEFAULT_QUALITY_DROP))
+        drop = self.budget.quality_drop
+        if self.task in METRICS_UP_TO_ONE and drop is not None and drop >= 1:
+            raise ValueError(
+                f"max_drop {drop:g} is {drop:.0%} of a metric that is at most 1; "
+                f"write {drop:g}% or {drop / 100:g}"
+            )
         if self.threads < 0:
             raise ValueError(f"threads must be at least 0, got {self.threads}")
         if self.batch_size < 1:
@@ -120,8 +131,13 @@ class Settings:
         own = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("budget", "data_settings")
         }
-        bounds = {key: getattr(self.budget, name) for key, name in BUDGET_KEYS.items()}
+        bounds = {key: _bound(key, getattr(self.budget, name)) for key, name in BUDGET_KEYS.items()}
         return {key: _plain(value) for key, value in (own | asdict(self.data_settings) | bounds).items()}
+
+
+def _bound(key: str, value: float | None) -> float | str | None:
+    """A bound as the file holds it; reading it gives the same number."""
+    return value if value is None or key not in _BUDGET_UNITS else f"{value!r}{_BUDGET_UNITS[key]}"
 
 
 def _plain(value: object) -> Any:

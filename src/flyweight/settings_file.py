@@ -1,8 +1,8 @@
 """flyweight.yaml, and the same keys from the command line, to `Settings`.
 
 The layout is flat: the fields of `Settings` and `DataSettings`, and the bounds of the budget as ``max_size``,
-``max_latency``, ``max_drop``, ``max_ram`` and ``max_energy``, with units as people write them. Paths are
-relative to the current folder.
+``max_latency``, ``max_drop``, ``max_ram`` and ``max_energy``, with units as people write them: all but
+``max_drop`` need one. Paths are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from flyweight.core.cost import Budget
 from flyweight.errors import InputError
 from flyweight.settings import BUDGET_KEYS, DEFAULT_QUALITY_DROP, DataSettings, Settings
-from flyweight.units import parse_bytes, parse_drop, parse_joules, parse_seconds
+from flyweight.units import parse_bytes, parse_drop, parse_factor, parse_joules, parse_seconds
 
 DEFAULT_FILE = "flyweight.yaml"
 MAX_FILE_BYTES = 1_000_000
@@ -68,7 +68,7 @@ def check_value(key: str, value: object) -> Any:
 
 
 def settings_from(values: Mapping[str, object]) -> Settings:
-    """Settings of checked or plain values by key, such as `Settings.to_dict` gives.
+    """Settings of values by key as a file holds them, such as `Settings.to_dict` gives.
 
     Raises:
         InputError: A key is unknown, a value wrong, or the model, data or output folder is missing.
@@ -76,14 +76,31 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     A bound that is there but None is none; ``max_drop`` has a default where it is not there.
     """
     try:
-        checked = {key: check_value(key, value) for key, value in values.items() if value is not None}
-        for key, what in NEEDED.items():
-            if key not in checked:
-                raise InputError(f"no {key} is given: name {what}")
-        bounds = {name: checked.pop(key, None) for key, name in BUDGET_KEYS.items() if key in values}
-        data = {f.name: checked.pop(f.name) for f in fields(DataSettings) if f.name in checked}
+        checked = {
+            key: None if value is None else check_value(key, value)
+            for key, value in values.items()
+            if value is not None or key in BUDGET_KEYS
+        }
+    except ValueError as error:
+        raise InputError(f"settings: {error}") from error
+    return settings_of(checked)
+
+
+def settings_of(checked: Mapping[str, Any]) -> Settings:
+    """Settings of values by key that `check_value` gave.
+
+    Raises:
+        InputError: A value is out of range, or the model, data or output folder is missing.
+    """
+    for key, what in NEEDED.items():
+        if key not in checked:
+            raise InputError(f"no {key} is given: name {what}")
+    bounds = {name: checked[key] for key, name in BUDGET_KEYS.items() if key in checked}
+    own = {key: value for key, value in checked.items() if key not in BUDGET_KEYS}
+    data = {f.name: own.pop(f.name) for f in fields(DataSettings) if f.name in own}
+    try:
         budget = Budget(**({"quality_drop": DEFAULT_QUALITY_DROP} | bounds))
-        return Settings(**checked, budget=budget, data_settings=DataSettings(**data))
+        return Settings(**own, budget=budget, data_settings=DataSettings(**data))
     except ValueError as error:
         raise InputError(f"settings: {error}") from error
 
@@ -144,6 +161,12 @@ def _named(value: object) -> dict[str, Any]:
     return dict(value)
 
 
+def _preprocessing(value: object) -> dict[str, Any]:
+    named = _named(value)
+    text = named.get("rescale")
+    return named | {"rescale": parse_factor(text)} if isinstance(text, str) else named
+
+
 def _scalars(value: object) -> dict[str, Any]:
     named = _named(value)
     for key, entry in named.items():
@@ -175,7 +198,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "seed": _whole,
     "task": _text,
     "task_settings": _scalars,
-    "preprocessing": _named,
+    "preprocessing": _preprocessing,
     "techniques": _texts,
     "technique_settings": _scalars,
     "plan": _text,

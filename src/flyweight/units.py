@@ -22,30 +22,30 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D*?)\s
 
 
 def parse_bytes(text: str | int | float) -> float:
-    """Bytes above 0 from ``"25MB"``, ``"300 kB"``, ``"1.5MiB"``, or a plain number of bytes; case is ignored.
+    """Bytes above 0 from ``"25MB"``, ``"300 kB"`` or ``"1.5MiB"``; case is ignored.
 
     Raises:
-        ValueError: It is no size, or not above 0.
+        ValueError: It is no size, has no unit, or not above 0.
     """
-    return _positive(text, BYTE_UNITS, "a size", "25MB, 300kB or 1.5MiB")
+    return _positive(text, BYTE_UNITS, "a size", "25MB, 300kB or 1.5MiB", "MB")
 
 
 def parse_seconds(text: str | int | float) -> float:
-    """Seconds above 0 from ``"15ms"``, ``"200us"``, or a plain number of seconds.
+    """Seconds above 0 from ``"15ms"`` or ``"200us"``.
 
     Raises:
-        ValueError: It is no time, or not above 0.
+        ValueError: It is no time, has no unit, or not above 0.
     """
-    return _positive(text, TIME_UNITS, "a time", "15ms, 200us or 1s")
+    return _positive(text, TIME_UNITS, "a time", "15ms, 200us or 1s", "ms")
 
 
 def parse_joules(text: str | int | float) -> float:
-    """Joules above 0 from ``"5mJ"``, or a plain number of joules.
+    """Joules above 0 from ``"5mJ"``.
 
     Raises:
-        ValueError: It is no energy, or not above 0.
+        ValueError: It is no energy, has no unit, or not above 0.
     """
-    return _positive(text, ENERGY_UNITS, "an energy", "5mJ or 50uJ")
+    return _positive(text, ENERGY_UNITS, "an energy", "5mJ or 50uJ", "mJ")
 
 
 def parse_drop(text: str | int | float) -> float:
@@ -54,16 +54,39 @@ def parse_drop(text: str | int | float) -> float:
     Raises:
         ValueError: It is no number or percentage, or is negative.
     """
-    value = _scaled(text, {"%": 0.01}, "a drop", "0.5% or 0.005")
+    value = _scaled(text, {"%": 0.01, "": 1.0}, "a drop", "0.5% or 0.005")
     if value < 0:
         raise ValueError(f"a drop must be at least 0, got {text}; write 0.5% or 0.005")
     return value
 
 
-def _positive(text: str | int | float, units: Mapping[str, float], what: str, examples: str) -> float:
-    value = _scaled(text, units, what, examples)
+def parse_factor(text: str | int | float) -> float:
+    """A finite number, or a fraction as ``"1/255"``.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    above, slash, below = str(text).partition("/")
+    try:
+        factor = float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        factor = math.nan
+    if isinstance(text, bool) or not math.isfinite(factor):
+        raise ValueError(f"{text!r} is no factor; write for example 1/255 or 0.5")
+    return factor
+
+
+def _positive(
+    text: str | int | float, units: Mapping[str, float], what: str, examples: str, usual: str
+) -> float:
+    """A number above 0 with one of the units."""
+    value = _scaled(text, {**units, "": 1.0}, what, examples)
     if value <= 0:
         raise ValueError(f"{what} must be above 0, got {text}; write for example {examples}")
+    if str(text).strip()[-1] in "0123456789.":
+        base = next(unit for unit, scale in units.items() if scale == 1)
+        number = f"{text:.12g}" if isinstance(text, float) else str(text).strip()
+        raise ValueError(f"{number} has no unit; give one: {number}{usual} or {number}{base}")
     return value
 
 
@@ -71,11 +94,10 @@ def _scaled(text: str | int | float, units: Mapping[str, float], what: str, exam
     if isinstance(text, bool):
         raise ValueError(f"{text} is not {what}; write for example {examples}")
     match = _NUMBER.fullmatch(str(text))
-    scales = {name.casefold(): scale for name, scale in units.items()} | {"": 1.0}
+    scales = {name.casefold(): scale for name, scale in units.items()}
     if match is None or match[2].casefold() not in scales:
-        raise ValueError(
-            f"{text!r} is not {what}; write for example {examples} (units: {', '.join(units)}, or none)"
-        )
+        known = ", ".join(filter(None, units))
+        raise ValueError(f"{text!r} is not {what}; write for example {examples} (units: {known})")
     value = float(match[1]) * scales[match[2].casefold()]
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is too large for {what}; write for example {examples}")

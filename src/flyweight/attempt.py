@@ -17,6 +17,7 @@ from flyweight.core.plan import Plan
 from flyweight.core.protocols import Task
 from flyweight.core.report import Artifact, Attempt, Parity, Report
 from flyweight.data.examples import Splits
+from flyweight.data.roles import with_roles
 from flyweight.errors import InputError
 from flyweight.evaluate.evaluate import Preprocess
 from flyweight.evaluate.guarantee import caveats, judge
@@ -180,4 +181,4 @@ def _preprocess(model: Model) -> Preprocess:
 
 def origin_of(settings: Settings, splits: Splits) -> Origin:
     """What a manifest says of where the artifact comes from."""
-    return Origin(settings=settings, classes=splits.evaluation.classes)
+    return Origin(settings=with_roles(settings, splits.evaluation.roles), classes=splits.evaluation.classes)

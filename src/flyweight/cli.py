@@ -132,15 +132,14 @@ def run(folder: _Folder, questions: _Questions, measurement: Measurement, termin
 
     Example: flyweight run small --input new.csv --output answers.csv
     """
-    from flyweight.data.load import open_inputs
+    from flyweight.run.examples import open_examples
     from flyweight.run.predict import check_answers_path, predict, write_answers
-    from flyweight.settings import DataSettings
 
     runtime = measurement.runtime or "onnxruntime"
     check_name("runtime", runtime)
     if questions.output is not None:
         check_answers_path(questions.output)
-    examples = open_inputs(questions.input, DataSettings(inputs=tuple(questions.input_column or ())))
+    examples = open_examples(folder.artifact, questions.input, questions.input_column or ())
     with _progress(terminal) as progress:
         answers = predict(
             folder.artifact,

@@ -32,6 +32,11 @@ def test_an_empty_part_is_named():
         check_splits(Splits(GOOD, Examples({"x": np.ones((0, 2))}), GOOD))
 
 
+def test_one_output_is_a_value_and_no_classes():
+    with pytest.raises(InputError, match=r"the model has 1 output: .* --task regression"):
+        check_targets(GOOD, 1)
+
+
 def test_labels_beyond_the_outputs_are_out_of_range():
     with pytest.raises(InputError, match=r"label 2 \(example 2\) is out of range: the model has 2 outputs"):
         check_targets(GOOD, 2)

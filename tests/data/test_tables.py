@@ -26,7 +26,9 @@ def test_a_header_is_told_by_the_rule(rows, requested, expected):
 
 @pytest.mark.parametrize("rows", [[["hi", "x"], ["ho", "y"]], [["hi", "x"]], [["one line of text"]]])
 def test_a_doubtful_header_is_asked_for(rows):
-    with pytest.raises(InputError, match=r"unclear .* by name if it is, by position \(0, 1, \.\.\.\) if not"):
+    with pytest.raises(
+        InputError, match=r"--input-column: by name if it is, by position \(0, 1, \.\.\.\) if not"
+    ):
         has_header(rows, (), "d.csv")
 
 

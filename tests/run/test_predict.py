@@ -61,6 +61,27 @@ def test_every_format_names_the_file_of_an_answer(tmp_path: Path, suffix: str) -
         assert content.index(b"b.png") < content.index(b"a.png")
 
 
+PAIR = Examples({"x": X, "other": np.array([[2, 0], [0, 1], [2, -2]], dtype=np.float32)})
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_similarity_answers_pairs_with_the_cosine_of_their_embeddings(
+    tmp_path: Path, batch_size: int
+) -> None:
+    answers = predict(
+        write_artifact(tmp_path, task="similarity", task_settings={}), PAIR, batch_size=batch_size
+    )
+    first, second = (np.asarray(values) @ WEIGHT for values in PAIR.inputs.values())
+    cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    assert list(answers) == ["similarity"]
+    np.testing.assert_allclose(answers["similarity"], cosines, rtol=1e-5)
+
+
+def test_similarity_answers_single_examples_with_their_embedding(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path, task="similarity", task_settings={})
+    assert list(predict(folder, Examples({"x": X}))) == ["e0", "e1", "e2"]
+
+
 def test_predict_never_runs_a_file_named_by_the_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

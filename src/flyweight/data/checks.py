@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flyweight.data.examples import Examples, Splits
+from flyweight.data.roles import naming_target
 from flyweight.errors import InputError
 
 _CHUNK = 4096  # rows looked at in one go, so that the mask stays small
@@ -66,12 +67,21 @@ def check_targets(examples: Examples, classes: int) -> None:
     Raises:
         InputError: There are no targets, they are no classes, or one is out of range.
     """
-    targets = examples.targets
+    with naming_target(examples.roles):
+        _check_targets(examples.targets, classes)
+
+
+def _check_targets(targets: np.ndarray | None, classes: int) -> None:
     if targets is None:
         raise InputError("the data hold no targets; name the target column, or use labelled data")
     if targets.ndim != 1 or targets.dtype.kind not in "iu":
         raise InputError(f"targets of shape {targets.shape} and type {targets.dtype} are no class indices")
     outside = np.flatnonzero((targets < 0) | (targets >= classes))
+    if outside.size and classes == 1:
+        raise InputError(
+            f"label {targets[outside[0]]} (example {outside[0]}) is out of range: the model has 1 output: "
+            "for a model that gives a value, use --task regression"
+        )
     if outside.size:
         raise InputError(
             f"label {targets[outside[0]]} (example {outside[0]}) is out of range: "

@@ -9,44 +9,37 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 
-from flyweight.data.tables import TARGET_NAMES, TEXT_NAMES, Table, numbers
+from flyweight.data.roles import NOTHING, Expected, Roles, Taken
+from flyweight.data.tables import TARGET_NAMES, TEXT_NAMES, Table, not_numbers, numbers
 from flyweight.data.targets import Labelled
 from flyweight.data.text import TEXT_NAME
 from flyweight.errors import InputError
 from flyweight.settings import DataSettings
 
 
-@final
-@dataclass(frozen=True)
-class Roles:
-    """What columns are for; names as in the table."""
-
-    inputs: tuple[str, ...]
-    target: str | None
-    slices: tuple[str, ...] = ()
-
-
-def choose_roles(table: Table, settings: DataSettings, *, labelled: bool = True) -> Roles:
-    """What the settings, or else the names, make of the columns.
+def choose_roles(
+    table: Table, settings: DataSettings, *, labelled: bool = True, expected: Expected = NOTHING
+) -> Roles:
+    """What the settings, or else what is expected, or else the names, make of the columns.
 
     Args:
         table: The table.
         settings: Names or positions of the columns.
         labelled: Whether a target is expected; otherwise one is left out if it is known by its name, and
             there are no slices.
+        expected: Its columns are taken where the table has all its inputs.
 
     Raises:
         InputError: A named column is missing, or no column is left for the inputs.
     """
     named = [name for name in table.columns if name]  # pandas writes row numbers under an empty name
-    target = _target(table, settings, named, labelled)
+    inputs = tuple(table.resolve(name) for name in settings.inputs) or _expected(table, expected)
+    target, guessed = _target(table, settings.target or expected.target, inputs, labelled)
     slices = tuple(table.resolve(name) for name in settings.slices) if labelled else ()
-    inputs = tuple(table.resolve(name) for name in settings.inputs)
     if not inputs:
         left = [name for name in named if name != target and name not in slices]
         inputs = tuple([name for name in left if name.casefold() in TEXT_NAMES] or left)
@@ -54,23 +47,35 @@ def choose_roles(table: Table, settings: DataSettings, *, labelled: bool = True)
         raise InputError(f"{table.source} has no input column beside the target {target!r}")
     if target in inputs:
         raise InputError(f"{table.source}: column {target!r} is both an input and the target")
-    return Roles(inputs, target, slices)
+    return Roles(inputs, target, slices, guessed)
 
 
-def _target(table: Table, settings: DataSettings, named: Sequence[str], labelled: bool) -> str | None:
-    if settings.target is not None:
-        if not labelled and settings.target not in table.columns:
-            return None
-        return table.resolve(settings.target)
+def _expected(table: Table, expected: Expected) -> tuple[str, ...]:
+    """The expected inputs as the table calls them, if it has them all."""
+    found = [name for name in expected.inputs if table.has(name)]
+    return tuple(table.resolve(name) for name in found) if found == list(expected.inputs) else ()
+
+
+def _target(
+    table: Table, asked: str | None, inputs: tuple[str, ...], labelled: bool
+) -> tuple[str | None, str]:
+    """The target and, if nobody asked for it, why it is that."""
+    if asked is not None and (labelled or (asked in table.columns and asked not in inputs)):
+        return table.resolve(asked), ""
+    named = [name for name in table.columns if name]
     lowered = {name.casefold(): name for name in reversed(named)}
     usual = next((lowered[name] for name in TARGET_NAMES if name in lowered), None)
-    if usual is not None and usual not in settings.inputs:
-        return usual
-    return named[-1] if labelled and len(named) > 1 else None
+    if usual is not None and usual not in inputs:
+        return usual, "for its name"
+    return (named[-1], "as the last") if labelled and len(named) > 1 else (None, "")
 
 
 def examples_of(
-    tables: Mapping[str, Table], settings: DataSettings, *, labelled: bool = True
+    tables: Mapping[str, Table],
+    settings: DataSettings,
+    *,
+    labelled: bool = True,
+    expected: Expected = NOTHING,
 ) -> dict[str, Labelled]:
     """The parts with their inputs and labels; a column is numeric if it is so in every part.
 
@@ -78,34 +83,68 @@ def examples_of(
         InputError: A column is missing in a part, or inputs mix texts and numbers.
     """
     first = tables["train"] if "train" in tables else next(iter(tables.values()))
-    roles = choose_roles(first, settings, labelled=labelled)
+    roles = choose_roles(first, settings, labelled=labelled, expected=expected)
     for table in tables.values():
         for name in (*roles.inputs, *roles.slices, *([roles.target] if roles.target is not None else [])):
             if name not in table.columns:
                 raise InputError(f"{table.source} has no column {name!r}, which {first.source} has")
-    inputs = _inputs(tables, roles.inputs, headed=first.headed)
+    names = _of_kind(tables, roles.inputs, expected.kind, chosen=bool(settings.inputs))
+    inputs = _inputs(tables, names, headed=first.headed, kind=expected.kind)
     labels = None if roles.target is None else _labels(tables, roles.target)
     return {
-        part: Labelled(inputs[part], None if labels is None else labels[part], _slices(table, roles.slices))
+        part: Labelled(
+            inputs[part], None if labels is None else labels[part], _slices(table, roles.slices), roles
+        )
         for part, table in tables.items()
     }
 
 
+def _of_kind(
+    tables: Mapping[str, Table], names: tuple[str, ...], kind: Taken | None, *, chosen: bool
+) -> tuple[str, ...]:
+    """Those that a model of texts can take, unless they were chosen or none is a text; for others all."""
+    if kind != "texts" or chosen:
+        return names
+    return tuple(name for name in names if not _is_numeric(tables, name)) or names
+
+
+def _is_numeric(tables: Mapping[str, Table], name: str) -> bool:
+    return all(numbers(table.columns[name]) is not None for table in tables.values())
+
+
 def _inputs(
-    tables: Mapping[str, Table], names: Sequence[str], *, headed: bool
+    tables: Mapping[str, Table], names: Sequence[str], *, headed: bool, kind: Taken | None
 ) -> dict[str, dict[str, np.ndarray | Sequence[Any]]]:
     parsed = {part: {name: numbers(table.columns[name]) for name in names} for part, table in tables.items()}
     texts = [name for name in names if any(columns[name] is None for columns in parsed.values())]
-    if not texts:
+    if not texts and not (kind == "texts" and len(names) == 1):
         return {part: {n: c for n, c in columns.items() if c is not None} for part, columns in parsed.items()}
-    if len(texts) < len(names):
-        number = next(name for name in names if name not in texts)
-        raise InputError(
-            f"{next(iter(tables.values())).source}: column {texts[0]!r} holds text and {number!r} numbers; "
-            "encode the text as numbers, or choose the inputs: texts only, or numbers only"
-        )
+    if kind != "texts":
+        _check_numbers(tables, names, texts, needed=kind == "numbers")
     shown = {name: name if headed else _text_name(index) for index, name in enumerate(names)}
     return {part: {shown[name]: _texts(table, name) for name in names} for part, table in tables.items()}
+
+
+def _check_numbers(
+    tables: Mapping[str, Table], names: Sequence[str], texts: Sequence[str], *, needed: bool
+) -> None:
+    """Raise InputError where texts are among numbers: the cell, where most of its column are numbers."""
+    if len(texts) == len(names) and not needed:
+        return
+    for name in texts:
+        for table in tables.values():
+            odd = not_numbers(table.columns[name])
+            if odd and (needed or 2 * len(odd) < len(table.columns[name])):
+                raise InputError(
+                    f"{table.source}: column {name!r} holds {table.columns[name][odd[0]]!r:.60} in row "
+                    f"{odd[0] + 1}, where a number is needed; correct it, or choose the columns with "
+                    "--input-column"
+                )
+    number = next(name for name in names if name not in texts)
+    raise InputError(
+        f"{next(iter(tables.values())).source}: column {texts[0]!r} holds text and {number!r} numbers; "
+        "encode the text as numbers, or choose texts only, or numbers only, with --input-column"
+    )
 
 
 def _text_name(index: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
+from flyweight.data.roles import Roles
 from flyweight.errors import InputError
 
 FILE_COLUMN = "file"  # of `Examples.columns`: where each example comes from, where each is a file
@@ -24,6 +25,7 @@ class Examples:
         targets: (examples,) int64 class indices, or (examples, ...) float32; None for unlabelled data.
         classes: Class names by index; () where targets are not classes.
         columns: Further columns, for slices: name to (examples,) values.
+        roles: Columns of the table they were read from; None where it was none.
 
     Raises:
         InputError: There is no input column, or the lengths differ.
@@ -33,6 +35,7 @@ class Examples:
     targets: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    roles: Roles | None = None
 
     def __post_init__(self) -> None:
         lengths = {f"input {name!r}": len(values) for name, values in self.inputs.items()}
@@ -57,7 +60,8 @@ class Examples:
             for name, v in self.inputs.items()
         }
         targets = None if self.targets is None else self.targets[indices]
-        return Examples(inputs, targets, self.classes, {name: v[indices] for name, v in self.columns.items()})
+        columns = {name: v[indices] for name, v in self.columns.items()}
+        return Examples(inputs, targets, self.classes, columns, self.roles)
 
 
 @final

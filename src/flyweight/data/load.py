@@ -14,6 +14,7 @@ from flyweight.data.checks import check_examples, check_splits
 from flyweight.data.columns import examples_of
 from flyweight.data.examples import FILE_COLUMN, Examples, Splits
 from flyweight.data.python import read_python
+from flyweight.data.roles import NOTHING, Expected, Taken
 from flyweight.data.splits import assemble, is_part, select_parts
 from flyweight.data.tables import Table
 from flyweight.data.targets import Labelled, encode
@@ -57,22 +58,28 @@ def open_data(
     return splits
 
 
-def open_inputs(spec: str | Path, settings: DataSettings) -> Examples:
+def open_inputs(spec: str | Path, settings: DataSettings, *, expected: Expected = NOTHING) -> Examples:
     """Inputs to run a model on; targets are neither needed nor kept.
 
     Of data that are split, the evaluation part is taken. Images may lie in any folders; their column
     ``file`` is the path below the folder that was given, or as a loader names it. All lines of a text file
     are inputs, blank ones too.
 
+    Args:
+        spec: As in `open_data`.
+        settings: Columns; without them the expected ones are read where a table has them.
+        expected: What is known of the model that is to answer.
+
     Raises:
-        InputError: As `open_data`.
+        InputError: As `open_data`, or the data are of another kind than the model takes.
     """
     path = _existing(spec)
     if path is None:
         parts: Mapping[str, Examples] = read_python(str(spec), class_targets=None)
         inputs = _evaluation(parts).inputs
     else:
-        inputs = _evaluation(_read_inputs(path, settings)).inputs
+        _check_kind(path, spec, expected.kind)
+        inputs = _evaluation(_read_inputs(path, settings, expected)).inputs
     examples = Examples(inputs, columns=_files(inputs, path))
     check_examples(examples, "given")
     return examples
@@ -113,7 +120,21 @@ def _read(path: Path, settings: DataSettings) -> tuple[dict[str, Labelled], tupl
     return examples_of(_read_tables(path, settings), settings), ()
 
 
-def _read_inputs(path: Path, settings: DataSettings) -> dict[str, Labelled]:
+def _check_kind(path: Path, spec: str | Path, wanted: Taken | None) -> None:
+    """Raise InputError where a file or folder cannot hold what a model takes; arrays hold anything."""
+    kind = kind_of_path(path)
+    holds = "texts" if kind == "tables" and path.suffix.lower() == ".txt" else kind
+    known: Mapping[str, tuple[Taken | None, ...]] = {
+        "images": (None, "images"),
+        "texts": (None, "texts"),
+        "tables": (None, "texts", "numbers"),
+    }
+    if wanted not in known.get(holds, (wanted,)):
+        named = "a table" if holds == "tables" else holds
+        raise InputError(f"{spec} holds {named}, and the model takes {wanted}")
+
+
+def _read_inputs(path: Path, settings: DataSettings, expected: Expected) -> dict[str, Labelled]:
     kind = kind_of_path(path)
     if kind == "arrays":
         return arrays.read_arrays(path, settings)[0]
@@ -121,7 +142,8 @@ def _read_inputs(path: Path, settings: DataSettings) -> dict[str, Labelled]:
         return {
             "train": Labelled({images.INPUT_NAME: [path] if path.is_file() else images.list_images(path)})
         }
-    return examples_of(_read_tables(path, settings, labelled=False), settings, labelled=False)
+    tables_read = _read_tables(path, settings, labelled=False, known=expected.inputs)
+    return examples_of(tables_read, settings, labelled=False, expected=expected)
 
 
 def kind_of_path(path: Path) -> Kind:
@@ -145,12 +167,12 @@ def kind_of_path(path: Path) -> Kind:
     return kinds[0]
 
 
-def _read_tables(path: Path, settings: DataSettings, *, labelled: bool = True) -> dict[str, Table]:
+def _read_tables(
+    path: Path, settings: DataSettings, *, labelled: bool = True, known: Sequence[str] = ()
+) -> dict[str, Table]:
     """Tables by part; a single file is ``train``."""
-    target = () if settings.target is None else (settings.target,)
-    requested = (*settings.inputs, *target, *settings.slices) if labelled else settings.inputs
     if path.is_file():
-        return {"train": _read_table(path, settings, requested, blank=not labelled)}
+        return {"train": _read_table(path, settings, labelled=labelled, known=known)}
     files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _TABLE_SUFFIXES)
     named: dict[str, Path] = {}
     for file in files:
@@ -164,13 +186,15 @@ def _read_tables(path: Path, settings: DataSettings, *, labelled: bool = True) -
             f"{path} holds {len(files)} tables and none is called train or test; give one, or rename them"
         )
     chosen = select_parts(named) if named else {"train": files[0]}
-    return {use: _read_table(file, settings, requested, blank=not labelled) for use, file in chosen.items()}
+    return {use: _read_table(file, settings, labelled=labelled, known=known) for use, file in chosen.items()}
 
 
-def _read_table(path: Path, settings: DataSettings, requested: Sequence[str], *, blank: bool) -> Table:
+def _read_table(path: Path, settings: DataSettings, *, labelled: bool, known: Sequence[str]) -> Table:
     if path.suffix.lower() == ".jsonl":
         return text.read_json_lines(path)
     if path.suffix.lower() == ".txt":
         single = len(settings.inputs) == 1 and not settings.inputs[0].isdecimal()
-        return text.read_lines(path, settings.inputs[0] if single else text.TEXT_NAME, blank=blank)
-    return tables.read_table(path, requested)
+        return text.read_lines(path, settings.inputs[0] if single else text.TEXT_NAME, blank=not labelled)
+    target = () if settings.target is None else (settings.target,)
+    requested = (*settings.inputs, *target, *settings.slices) if labelled else settings.inputs
+    return tables.read_table(path, requested, () if settings.inputs else known)

@@ -11,6 +11,8 @@ import numpy as np
 
 from flyweight.data.declared import declared_steps
 from flyweight.data.examples import Splits
+from flyweight.data.image_steps import DecodeImage
+from flyweight.data.roles import Taken
 from flyweight.data.step_json import step_from_json, step_to_json
 from flyweight.data.steps import Columns, Rename, Step, as_array
 from flyweight.data.text_steps import Tokenize
@@ -36,6 +38,12 @@ class Preprocessing:
             raise ValueError(f"at most {MAX_STEPS} preprocessing steps, got {len(self.steps)}")
         if sum(isinstance(step, Tokenize) for step in self.steps) > 1:
             raise ValueError("preprocessing holds two tokenizers; one artifact ships one")
+
+    @property
+    def takes(self) -> Taken:
+        """What kind of data it begins with."""
+        kinds: Mapping[type[Step], Taken] = {DecodeImage: "images", Tokenize: "texts"}
+        return next((kinds[type(step)] for step in self.steps if type(step) in kinds), "numbers")
 
     def __call__(self, inputs: Mapping[str, np.ndarray | Sequence[Any]]) -> dict[str, np.ndarray]:
         """Model inputs, batch on axis 0.

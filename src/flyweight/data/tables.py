@@ -57,6 +57,10 @@ class Table:
     columns: Mapping[str, np.ndarray | Sequence[Any]]
     headed: bool = True
 
+    def has(self, name: str) -> bool:
+        """Whether a column has that name, or that position."""
+        return name in self.columns or (name.isdecimal() and int(name) < len(self.columns))
+
     def resolve(self, name: str) -> str:
         """The column called ``name``, or at that position.
 
@@ -70,28 +74,32 @@ class Table:
         raise InputError(f"{self.source} has no column {name!r}; its columns are {', '.join(self.columns)}")
 
 
-def read_table(path: Path, requested: Sequence[str] = ()) -> Table:
+def read_table(path: Path, requested: Sequence[str] = (), known: Sequence[str] = ()) -> Table:
     """The table in a CSV, TSV or Parquet file.
 
     Args:
         path: The file.
         requested: Columns the user named, by name or position; they help to tell whether there is a header.
+        known: Likewise, columns of the table that a model was made with; this one may lack them.
 
     Raises:
-        InputError: The file is empty, damaged, not UTF-8 or ragged, or its header is in doubt.
+        InputError: The file is empty, damaged, not UTF-8 or ragged, has another separator, or its header is
+            in doubt.
     """
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
     rows = _read_rows(path)
-    if not has_header(rows, requested, str(path)):
+    _check_separator(rows, path, (*requested, *known))
+    if not has_header(rows, requested, str(path), known):
         names = [str(position) for position in range(len(rows[0]))]
         return Table(str(path), dict(zip(names, zip(*rows, strict=True), strict=True)), headed=False)
     names = [cell.strip() for cell in rows[0]]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{path} has two columns called {twice!r}; rename one")
-    columns = list(zip(*rows[1:], strict=True)) or [()] * len(names)
-    return Table(str(path), dict(zip(names, columns, strict=True)))
+    if len(rows) == 1:
+        raise InputError(f"{path} holds a header and no rows")
+    return Table(str(path), dict(zip(names, zip(*rows[1:], strict=True), strict=True)))
 
 
 def _read_rows(path: Path) -> list[list[str]]:
@@ -106,6 +114,7 @@ def _read_rows(path: Path) -> list[list[str]]:
                 if rows and len(row) != len(rows[0]):
                     raise InputError(
                         f"{path}, line {reader.line_num} has {len(row)} cells, the first row {len(rows[0])}"
+                        + ("; is ; its separator? write , instead" if ";" in rows[0][0] else "")
                     )
                 rows.append(row)
     except (OSError, csv.Error) as error:
@@ -117,7 +126,20 @@ def _read_rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def has_header(rows: Sequence[Sequence[str]], requested: Sequence[str], source: str) -> bool:
+def _check_separator(rows: Sequence[Sequence[str]], path: Path, named: Sequence[str]) -> None:
+    """Raise InputError where the only column is several, separated by semicolons."""
+    split = [row[0].split(";") for row in rows]
+    if len(rows[0]) > 1 or len(split[0]) == 1 or len({len(cells) for cells in split}) > 1:
+        return
+    if {*TEXT_NAMES, *TARGET_NAMES, *named} & {cell.strip().casefold() for cell in split[0]} or any(
+        numbers(column) is not None for column in zip(*split[1:], strict=True)
+    ):
+        raise InputError(f"{path} has one column, and ; in every row: is ; its separator? write , instead")
+
+
+def has_header(
+    rows: Sequence[Sequence[str]], requested: Sequence[str], source: str, known: Sequence[str] = ()
+) -> bool:
     """Whether the first row names the columns; the rule is in the module's docstring.
 
     Raises:
@@ -128,23 +150,32 @@ def has_header(rows: Sequence[Sequence[str]], requested: Sequence[str], source: 
     missing = next((name for name in names if name not in first), None)
     if missing is not None:
         raise InputError(f"{source} has no column {missing!r}; its first row is {', '.join(first)!r:.200}")
-    if names:
+    expected = [name for name in known if not name.isdecimal()]
+    if names or (expected and set(expected) <= set(first)):
         return True
     if any(is_number(cell) for cell in first):
         return False
+    usual = {*TEXT_NAMES, *TARGET_NAMES}
+    if len(rows) == 1 and all(cell.casefold() in usual for cell in first):
+        return True
     columns = list(zip(*rows[1:], strict=True))
     if any(numbers(column) is not None for column in columns):
         return True
-    usual = {*TEXT_NAMES, *TARGET_NAMES}
     if any(
         cell.casefold() in usual and cell not in column for cell, column in zip(first, columns, strict=False)
     ):
         return True
-    if requested:
+    if requested or (known and not expected):
         return False
+    if expected:
+        raise InputError(
+            f"{source}: its first row ({', '.join(first)!r:.120}) does not hold the column {expected[0]!r} "
+            "that the model was made with; add that header, or name the columns, as --input-column 0 where "
+            "there is none"
+        )
     raise InputError(
-        f"{source}: it is unclear whether the first row ({', '.join(first)!r:.120}) is a header; "
-        "name the input and target columns (inputs, target): by name if it is, by position (0, 1, ...) if not"
+        f"{source}: it is unclear whether the first row ({', '.join(first)!r:.120}) is a header; name "
+        "columns with --input-column: by name if it is, by position (0, 1, ...) if not"
     )
 
 
@@ -175,6 +206,11 @@ def numbers(values: np.ndarray | Sequence[Any]) -> np.ndarray | None:
     if all(isinstance(value, int) for value in parsed) and max(map(abs, parsed)) < 2**63:  # type: ignore[arg-type]  # no None is left
         return np.array(parsed, dtype=np.int64)
     return _narrowed(array)
+
+
+def not_numbers(values: np.ndarray | Sequence[Any]) -> list[int]:
+    """Positions of the values of a column that are neither numbers nor missing."""
+    return [index for index, value in enumerate(values) if _number(value) is None]
 
 
 def _number(value: object) -> int | float | None:

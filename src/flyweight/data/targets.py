@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from flyweight.data.examples import Examples
+from flyweight.data.roles import Roles, naming_target
 from flyweight.errors import InputError
 
 MAX_CLASSES = 1_000_000  # beyond it, integers are ids or values and no classes
@@ -23,11 +24,13 @@ class Labelled:
         inputs: As in `Examples`.
         labels: (examples, ...) integers, reals or texts; None for unlabelled data.
         columns: As in `Examples`.
+        roles: As in `Examples`.
     """
 
     inputs: Mapping[str, np.ndarray | Sequence[Any]]
     labels: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    roles: Roles | None = None
 
 
 def encode(
@@ -48,17 +51,25 @@ def encode(
         InputError: A label is no class, or is one that training data do not have.
     """
     labels = {name: part.labels for name, part in parts.items() if part.labels is not None}
+    with naming_target(next((part.roles for part in parts.values()), None)):
+        encoded, names = _encoded(labels, class_targets, classes)
+    return {
+        name: Examples(part.inputs, encoded.get(name), names, part.columns, part.roles)
+        for name, part in parts.items()
+    }
+
+
+def _encoded(
+    labels: Mapping[str, np.ndarray], class_targets: bool | None, classes: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Targets by part, and the names of their classes."""
     if any(values.dtype.kind in "OUS" for values in labels.values()):
         names = tuple(classes) or _class_names(labels)
-        encoded = {name: _indices(values, names, name) for name, values in labels.items()}
-    elif labels and _are_classes(labels, class_targets):
+        return {name: _indices(values, names, name) for name, values in labels.items()}, names
+    if labels and _are_classes(labels, class_targets):
         encoded = {name: _class_indices(values, name) for name, values in labels.items()}
-        names = tuple(classes) or _numbered(encoded)
-    else:
-        encoded, names = {name: values.astype(np.float32) for name, values in labels.items()}, ()
-    return {
-        name: Examples(part.inputs, encoded.get(name), names, part.columns) for name, part in parts.items()
-    }
+        return encoded, tuple(classes) or _numbered(encoded)
+    return {name: values.astype(np.float32) for name, values in labels.items()}, ()
 
 
 def _class_names(labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:

@@ -17,11 +17,13 @@ from flyweight.run.artifact import open_artifact, read_manifest
 from flyweight.run.manifest import Manifest
 from flyweight.run.open import open_runtime
 from flyweight.tasks.open import open_task
+from flyweight.tasks.similarity import Similarity
 
 __all__ = ["check_answers_path", "predict", "write_answers"]
 
 Column = np.ndarray | Sequence[Any]
 Arrays = Mapping[str, np.ndarray]
+Answer = Callable[[np.ndarray], Mapping[str, Sequence[object]]]
 
 
 def predict(
@@ -35,7 +37,8 @@ def predict(
 ) -> Mapping[str, Sequence[object]]:
     """Named columns of answers, one value an example, as the artifact's task gives them.
 
-    Where the examples are files, the first column is ``file``.
+    Where the examples are files, the first column is ``file``. Two input columns of a similarity task are
+    pairs, answered by their cosine in a column ``similarity``; one column is answered by embeddings.
 
     The file of a ``file.py:metric`` task is never run; its answers are the numbers of the first output, as
     columns ``output_0``, ``output_1``, ... (``output`` if there is one).
@@ -57,7 +60,8 @@ def predict(
     if len(inputs) == 0:
         raise InputError("there are no examples to answer: the input is empty")
     artifact, manifest = open_artifact(artifact_path), read_manifest(artifact_path)
-    answer = _post_processing(manifest)
+    files = _files(inputs)
+    inputs, answer = _post_processing(manifest, inputs)
     prepare = _preprocessing(manifest, artifact.path)
     session = open_runtime(runtime, manifest.format).load(artifact, threads)
     names = [spec.name for spec in manifest.inputs]
@@ -67,7 +71,7 @@ def predict(
         _first_output(session(_only(names, prepare(columns))), columns)
         for columns in progress.track(list(_batches(inputs, batch_size)), "answers")
     ]
-    return {**_files(inputs), **answer(_joined(outputs))}
+    return {**files, **answer(_joined(outputs))}
 
 
 def _files(inputs: Examples) -> Mapping[str, Sequence[object]]:
@@ -88,11 +92,14 @@ def _as_arrays(columns: Mapping[str, Column]) -> Arrays:
         raise InputError(f"the examples are no arrays of one shape: {error}") from error
 
 
-def _post_processing(manifest: Manifest) -> Callable[[np.ndarray], Mapping[str, Sequence[object]]]:
+def _post_processing(manifest: Manifest, inputs: Examples) -> tuple[Examples, Answer]:
+    """What the model is asked, and what makes answers of its outputs."""
     if ":" in manifest.task:  # a file of whoever made the artifact: not ours to run
-        return _raw
+        return inputs, _raw
     task = open_task(manifest.task, manifest.task_settings)
-    return lambda outputs: task.answers(outputs, manifest.classes)
+    if isinstance(task, Similarity) and len(inputs.inputs) == 2:
+        return task.pair_queries(inputs), task.pair_answers
+    return inputs, lambda outputs: task.answers(outputs, manifest.classes)
 
 
 def _raw(outputs: np.ndarray) -> Mapping[str, Sequence[object]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flyweight.data.examples import Examples
+from flyweight.data.roles import naming_target
 from flyweight.errors import InputError
 
 
@@ -18,7 +19,11 @@ def labels(examples: Examples, task: str) -> np.ndarray:
     Raises:
         InputError: There are no examples or no targets, or a target is not one whole number.
     """
-    targets = _targets(examples, task)
+    with naming_target(examples.roles):
+        return _labels(_targets(examples, task), task)
+
+
+def _labels(targets: np.ndarray, task: str) -> np.ndarray:
     if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         raise InputError(
             f"{task} needs one class index an example; the targets are {targets.dtype} {targets.shape}"
@@ -32,9 +37,13 @@ def numbers(examples: Examples, task: str) -> np.ndarray:
     Raises:
         InputError: There are no examples or no targets, or a target is not a finite number.
     """
-    targets = _targets(examples, task)
-    if examples.classes:
-        targets = _class_values(examples.classes, task)[targets]
+    with naming_target(examples.roles):
+        return _numbers(_targets(examples, task), examples.classes, task)
+
+
+def _numbers(targets: np.ndarray, classes: tuple[str, ...], task: str) -> np.ndarray:
+    if classes:
+        targets = _class_values(classes, task)[targets]
     if targets.dtype.kind not in "biuf":
         raise InputError(f"{task} needs numbers as targets, got {targets.dtype}")
     values = targets.astype(np.float64)
@@ -74,7 +83,9 @@ def _targets(examples: Examples, task: str) -> np.ndarray:
     if len(examples) == 0:
         raise InputError(f"{task} has no examples to score: the split is empty")
     if examples.targets is None:
-        raise InputError(f"{task} needs targets, and the data hold none: name the target column")
+        raise InputError(
+            f"{task} needs targets, and the data hold none: name the target column with --target-column"
+        )
     return examples.targets
 
 

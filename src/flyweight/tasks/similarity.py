@@ -88,8 +88,7 @@ class Similarity:
         """
         evaluation, train = splits.evaluation, splits.train
         if self.settled(splits).measure == "pairs":
-            (name, first), (_, second) = evaluation.inputs.items()
-            return Examples({name: _joined(first, second)})
+            return self.pair_queries(evaluation)
         if len(train) == 0:
             raise InputError(
                 "similarity needs train examples to find the nearest among, and the split is empty"
@@ -99,6 +98,17 @@ class Similarity:
         if name not in train.inputs:
             raise InputError(f"the train split has no input column {name!r}, as the evaluation split has")
         return Examples({name: _joined(values, train.inputs[name])})
+
+    @staticmethod
+    def pair_queries(examples: Examples) -> Examples:
+        """All first of two input columns then all second, in one column of the first's name."""
+        (name, first), (_, second) = examples.inputs.items()
+        return Examples({name: _joined(first, second)})
+
+    @staticmethod
+    def pair_answers(outputs: np.ndarray) -> Mapping[str, Sequence[object]]:
+        """Column similarity: the cosine of each pair, from the embeddings of `pair_queries`."""
+        return {"similarity": _pair_cosines(_embeddings(outputs)).tolist()}
 
     def score(self, outputs: np.ndarray, splits: Splits) -> Scores:
         """Scores from the embeddings of the queries, (queries, width).
@@ -113,12 +123,13 @@ class Similarity:
         evaluation, measure = splits.evaluation, self.settled(splits).measure
         reference = len(evaluation) if measure == "pairs" else len(splits.train)
         one_row_each(outputs, len(evaluation) + reference, self.name)
-        embeddings = _unit_rows(_embeddings(outputs))
-        first, second = embeddings[: len(evaluation)], embeddings[len(evaluation) :]
+        embeddings = _embeddings(outputs)
         if measure == "pairs":
-            cosines = np.einsum("ij,ij->i", first, second)
+            cosines = _pair_cosines(embeddings)
             targets = numbers(evaluation, self.name)
             return Scores(rank_agreement(cosines, targets), cosines, targets)
+        unit = _unit_rows(embeddings)
+        first, second = unit[: len(evaluation)], unit[len(evaluation) :]
         targets = labels(evaluation, self.name)
         predictions = labels(splits.train, self.name)[_nearest(first, second)]
         correct = predictions == targets
@@ -186,6 +197,12 @@ def _embeddings(outputs: np.ndarray) -> np.ndarray:
         )
     finite(outputs, "similarity")
     return outputs
+
+
+def _pair_cosines(embeddings: np.ndarray) -> np.ndarray:
+    """(pairs,) cosines of the first half of the rows with the second."""
+    first, second = np.split(_unit_rows(embeddings), 2)
+    return np.asarray(np.einsum("ij,ij->i", first, second))
 
 
 def _unit_rows(values: np.ndarray) -> np.ndarray:

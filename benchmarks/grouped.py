@@ -22,11 +22,12 @@ def network() -> nn.Module:
 
 
 def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Seeded noise with random labels, train and evaluation."""
-    generator = np.random.default_rng(0)
-    return {part: _noise(generator) for part in ("train", "evaluation")}
+    """Seeded noise with the network's own answers as labels, train and evaluation."""
+    generator, net = np.random.default_rng(0), network()
+    return {part: _noise(generator, net) for part in ("train", "evaluation")}
 
 
-def _noise(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _noise(generator: np.random.Generator, net: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     images = generator.standard_normal((EXAMPLES, 3, SIDE, SIDE), dtype=np.float32)
-    return images, generator.integers(CLASSES, size=EXAMPLES)
+    with torch.no_grad():
+        return images, net(torch.from_numpy(images)).argmax(dim=1).numpy()

@@ -96,7 +96,7 @@ def test_a_folder_of_other_files_is_refused_before_the_network_is_trained(
 def test_a_refused_demo_ends_with_the_table_the_refusal_and_its_reason_and_exit_code_three(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slow = "it is slower than the original: 0.62 times its speed (95 % interval 0.60 to 0.64)"
+    slow = "it is slower than the original: 1.61\N{MULTIPLICATION SIGN} slower [1.56, 1.67]"
     monkeypatch.setattr(attempt, "judge", lambda *_: Verdict(shipped=False, reasons=(slow,)))
     monkeypatch.setattr(demo_module, "EPOCHS", 1)
     monkeypatch.chdir(tmp_path)

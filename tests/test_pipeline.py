@@ -125,7 +125,7 @@ def test_refused_run_leaves_the_best_attempt_under_another_name(refused: tuple[P
     assert not report.verdict.shipped
     assert not out.exists()
     assert read_manifest(refused_path(out)).status == "refused"
-    assert any("over the 500 allowed" in reason for reason in report.verdict.reasons)
+    assert any(reason.endswith("the 500 B allowed") for reason in report.verdict.reasons)
 
 
 def test_refused_report_on_disk_gives_the_reasons_and_all_attempts(refused: tuple[Path, Report]):

@@ -17,7 +17,7 @@ def measured(storage_bytes=1000, p50_s=0.010, peak=None, energy=None, estimate=N
         files={"model.onnx": storage_bytes},
         parameters=10,
         macs=10,
-        latency=Latency(p50_s=p50_s, p95_s=p50_s, samples_s=(p50_s,), batch_size=1, threads=1),
+        latency=Latency(p50_s=p50_s, p95_s=p50_s, samples_s=(p50_s,), input_shapes={"x": (1, 4)}, threads=1),
         peak_rss_bytes=peak,
         energy=energy,
         energy_estimate=estimate,
@@ -53,18 +53,19 @@ def test_smaller_faster_and_as_good_is_shipped():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"compressed": measured(1000)}, "it is not smaller: 1000 bytes against 1000 of the original"),
+        ({"compressed": measured(1000)}, "it is not smaller than the original: 1,000 bytes against 1,000"),
         (
             {"budget": Budget(storage_bytes=300.0)},
-            "it takes 400 bytes, 33.3% over the 300 allowed",
+            "it takes 400 B, 33.3% over the 300 B allowed",
         ),
         (
             {"comparison": compared(speedup=(0.8, 0.7, 0.9))},
-            "it is slower than the original: 0.80 times its speed (95 % interval 0.70 to 0.90)",
+            "it is slower than the original: 1.25\N{MULTIPLICATION SIGN} slower [1.11, 1.43]; "
+            "--max-latency sets a bound of your own instead",
         ),
         (
             {"budget": Budget(latency_s=0.008)},
-            "it takes 10 ms, 25.0% over the 8 ms allowed",
+            "one call takes 10.0 ms, 25.0% over the 8.00 ms allowed",
         ),
         (
             {"comparison": compared(drop=(0.02, 0.01, 0.03))},
@@ -72,7 +73,7 @@ def test_smaller_faster_and_as_good_is_shipped():
         ),
         (
             {"compressed": measured(400, peak=500), "budget": Budget(ram_bytes=400.0)},
-            "it takes 500 bytes of memory at its peak, 400 are allowed",
+            "it takes 500 B of memory at its peak, 400 B are allowed",
         ),
         (
             {"budget": Budget(ram_bytes=400.0)},
@@ -121,12 +122,27 @@ def test_two_percent_are_put_down_to_the_machine():
 
 def test_speed_below_the_original_that_is_shipped_is_noted():
     (note,) = caveats(compared(speedup=(0.985, 0.97, 0.99)), ALLOWED)
-    assert "0.98 times its speed (95 % interval 0.97 to 0.99" in note
+    assert (
+        "as far as could be measured: 1.02\N{MULTIPLICATION SIGN} slower [1.01, 1.03], and 2% are put down"
+        in note
+    )
     (note,) = caveats(compared(speedup=(0.5, 0.4, 0.6)), Budget(latency_s=1.0, quality_drop=0.01))
-    assert note.startswith(
-        "it is slower than the original, 0.50 times its speed (95 % interval 0.40 to 0.60)"
+    assert note == (
+        "it is slower than the original: 2.00\N{MULTIPLICATION SIGN} slower [1.67, 2.50], "
+        "which the latency asked for allows"
     )
     assert caveats(compared(drop=(0.0, 0.0, 0.0)), ALLOWED) == ()
+
+
+def test_few_examples_are_noted():
+    (note,) = caveats(replace(compared(drop=(0.0, 0.0, 0.0)), examples=12), ALLOWED)
+    assert note == "quality was measured on 12 examples only; each counts much"
+
+
+def test_bound_that_is_missed_by_far_is_told_as_a_multiple():
+    assert verdict(budget=Budget(storage_bytes=1.0)).reasons == (
+        "it takes 400 B, 400 times the 1 B allowed",
+    )
 
 
 def test_drop_that_the_examples_do_not_prove_is_noted():

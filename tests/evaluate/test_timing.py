@@ -91,9 +91,11 @@ def test_nothing_to_time_or_numbers_out_of_range_are_refused(given):
 
 def test_latency_is_median_and_95th_percentile_over_all_sessions():
     found = latency(
-        [[float(i) for i in range(0, 101, 2)], [float(i) for i in range(1, 101, 2)]], 4, threads=2
+        [[float(i) for i in range(0, 101, 2)], [float(i) for i in range(1, 101, 2)]],
+        {"x": np.zeros((4, 7))},
+        threads=2,
     )
-    assert (found.p50_s, found.p95_s, found.batch_size, found.threads) == (50, 95, 4, 2)
+    assert (found.p50_s, found.p95_s, found.input_shapes, found.threads) == (50, 95, {"x": (4, 7)}, 2)
     assert len(found.samples_s) == 101
 
 

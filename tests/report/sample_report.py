@@ -157,7 +157,7 @@ def _measurement(
         p50_s=float(np.median(samples)),
         p95_s=float(np.quantile(samples, 0.95)),
         samples_s=tuple(samples.tolist()),
-        batch_size=1,
+        input_shapes={"image": (1, 3, 32, 32)},
         threads=2,
     )
     return Measurement(

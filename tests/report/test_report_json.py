@@ -130,7 +130,7 @@ def test_a_number_beyond_float64_is_refused(number: str) -> None:
 
 def test_a_missing_key_is_refused_wherever_it_is_missing() -> None:
     for path in (
-        p for p in _PATHS if isinstance(p[-1], str) and not set(p) & {"files", "versions", "machine"}
+        p for p in _PATHS if isinstance(p[-1], str) and not set(p) & {"files", "versions", "machine", "input_shapes"}
     ):
         copied = json.loads(json.dumps(_RAW))
         parent = copied
@@ -191,7 +191,7 @@ def test_a_value_json_has_no_type_for_is_not_written() -> None:
 
 
 def test_a_measurement_that_is_not_finite_is_not_written() -> None:
-    latency = Latency(p50_s=float("nan"), p95_s=1.0, samples_s=(), batch_size=1, threads=1)
+    latency = Latency(p50_s=float("nan"), p95_s=1.0, samples_s=(), input_shapes={}, threads=1)
     original = dataclasses.replace(sample().original, latency=latency)
     with pytest.raises(ValueError, match=r"original\.latency\.p50_s must be finite"):
         to_json(dataclasses.replace(sample(), original=original))

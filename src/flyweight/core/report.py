@@ -56,14 +56,14 @@ class Latency:
         p50_s: Median.
         p95_s: 95th percentile.
         samples_s: One value a round, in the order measured, session after session.
-        batch_size: Examples in one call.
+        input_shapes: Of one call, by input name; axis 0 is the batch.
         threads: Threads the runtime was given.
     """
 
     p50_s: float
     p95_s: float
     samples_s: tuple[float, ...]
-    batch_size: int
+    input_shapes: Mapping[str, tuple[int, ...]]
     threads: int
 
 

@@ -80,11 +80,11 @@ def benchmark(
         Benchmarked(
             path=path,
             storage_bytes=artifact.nbytes,
-            latency=latency(taken, conditions.batch_size, threads=thread_count(conditions.threads)),
+            latency=latency(taken, given, threads=thread_count(conditions.threads)),
             peak_rss_bytes=peak,
             speedup=None if path is paths[-1] else speedup(samples[-1], taken),
         )
-        for path, artifact, taken, peak in zip(paths, artifacts, samples, peaks, strict=True)
+        for path, artifact, given, taken, peak in zip(paths, artifacts, inputs, samples, peaks, strict=True)
     )
 
 

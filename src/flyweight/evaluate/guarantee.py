@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from flyweight.core.cost import Budget
 from flyweight.core.report import Comparison, Measurement, Verdict
+from flyweight.report.wording import bytes_text, energy_text, speedup_text, time_text
 
 # A file measured against itself, loaded anew, comes out up to 2 % apart on a machine with other work to do.
 SPEED_TOLERANCE = 0.02
+FEW_EXAMPLES = 100  # below, one example is a point or more
 
 
 def judge(original: Measurement, compressed: Measurement, comparison: Comparison, budget: Budget) -> Verdict:
@@ -28,18 +30,16 @@ def judge(original: Measurement, compressed: Measurement, comparison: Comparison
 def caveats(comparison: Comparison, budget: Budget) -> tuple[str, ...]:
     """What the verdict allows that its reader must know all the same."""
     notes, drop, speedup = [], comparison.quality_drop, comparison.speedup
-    interval = f"95 % interval {speedup.low:.2f} to {speedup.high:.2f}"
     if budget.latency_s is not None and _is_slower(comparison):
-        notes.append(
-            f"it is slower than the original, {speedup.value:.2f} times its speed ({interval}), "
-            "which the latency asked for allows"
-        )
+        notes.append(f"{_slowness(comparison)}, which the latency asked for allows")
     elif budget.latency_s is None and speedup.value < 1.0 and not _is_slower(comparison):
         notes.append(
-            f"it is as fast as the original as far as could be measured: {speedup.value:.2f} times its speed "
-            f"({interval}, and {SPEED_TOLERANCE:.0%} are put down to the machine); more --seconds tell more"
+            f"it is as fast as the original as far as could be measured: {speedup_text(speedup)}, "
+            f"and {SPEED_TOLERANCE:.0%} are put down to the machine"
         )
-    if budget.quality_drop is not None and drop.value <= budget.quality_drop < drop.high:
+    if comparison.examples < FEW_EXAMPLES:
+        notes.append(f"quality was measured on {comparison.examples} examples only; each counts much")
+    elif budget.quality_drop is not None and drop.value <= budget.quality_drop < drop.high:
         notes.append(
             f"the drop is within what is allowed, but {comparison.examples} examples do not prove it: "
             f"the 95 % interval reaches {drop.high:.4g}"
@@ -50,16 +50,12 @@ def caveats(comparison: Comparison, budget: Budget) -> tuple[str, ...]:
 def _larger(original: Measurement, compressed: Measurement, budget: Budget) -> list[str]:
     reasons = []
     if compressed.storage_bytes >= original.storage_bytes:
-        before = original.storage_bytes
-        reasons.append(
-            f"it is not smaller: {compressed.storage_bytes} bytes against {before} of the original"
-        )
+        before, after = original.storage_bytes, compressed.storage_bytes
+        reasons.append(f"it is not smaller than the original: {after:,} bytes against {before:,}")
     if budget.storage_bytes is not None and compressed.storage_bytes > budget.storage_bytes:
-        over = compressed.storage_bytes / budget.storage_bytes - 1
-        reasons.append(
-            f"it takes {compressed.storage_bytes} bytes, "
-            f"{over:.1%} over the {budget.storage_bytes:.0f} allowed"
-        )
+        took, allowed = (bytes_text(n) for n in (compressed.storage_bytes, budget.storage_bytes))
+        over = _over(compressed.storage_bytes, budget.storage_bytes)
+        reasons.append(f"it takes {took}, {over} the {allowed} allowed")
     return reasons
 
 
@@ -67,16 +63,16 @@ def _slower(compressed: Measurement, comparison: Comparison, budget: Budget) -> 
     if budget.latency_s is not None:
         if compressed.latency.p50_s <= budget.latency_s:
             return []
-        over = compressed.latency.p50_s / budget.latency_s - 1
-        took, allowed = compressed.latency.p50_s * 1e3, budget.latency_s * 1e3
-        return [f"it takes {took:.3g} ms, {over:.1%} over the {allowed:.3g} ms allowed"]
-    speedup = comparison.speedup
+        took, allowed = time_text(compressed.latency.p50_s), time_text(budget.latency_s)
+        over = _over(compressed.latency.p50_s, budget.latency_s)
+        return [f"one call takes {took}, {over} the {allowed} allowed"]
     if not _is_slower(comparison):
         return []
-    return [
-        f"it is slower than the original: {speedup.value:.2f} times its speed "
-        f"(95 % interval {speedup.low:.2f} to {speedup.high:.2f})"
-    ]
+    return [f"{_slowness(comparison)}; --max-latency sets a bound of your own instead"]
+
+
+def _slowness(comparison: Comparison) -> str:
+    return f"it is slower than the original: {speedup_text(comparison.speedup)}"
 
 
 def _is_slower(comparison: Comparison) -> bool:
@@ -99,13 +95,20 @@ def _hungrier(compressed: Measurement, budget: Budget) -> list[str]:
     if budget.ram_bytes is not None and peak is None:
         reasons.append("peak memory cannot be measured on this system, so the memory budget is not proven")
     elif budget.ram_bytes is not None and peak is not None and peak > budget.ram_bytes:
-        reasons.append(f"it takes {peak} bytes of memory at its peak, {budget.ram_bytes:.0f} are allowed")
+        allowed = bytes_text(budget.ram_bytes)
+        reasons.append(f"it takes {bytes_text(peak)} of memory at its peak, {allowed} are allowed")
     energy = compressed.energy
     if budget.energy_j is not None and energy is None:
         reasons.append("energy cannot be measured on this machine, so the energy budget is not proven")
     elif budget.energy_j is not None and energy is not None and energy.joules > budget.energy_j:
-        reasons.append(f"it takes {energy.joules:.3g} J an example, {budget.energy_j:.3g} J are allowed")
+        took, allowed = energy_text(energy.joules), energy_text(budget.energy_j)
+        reasons.append(f"it takes {took} an example, {allowed} are allowed")
     return reasons
+
+
+def _over(value: int | float, bound: int | float) -> str:
+    """``"12.5 % over"``, ``"3.1 times"``."""
+    return f"{value / bound - 1:.1%} over" if value < 2 * bound else f"{value / bound:.3g} times"
 
 
 def shortfall(

@@ -154,7 +154,7 @@ def _measurement(
         files=dict(artifact.files),
         parameters=manifest.parameters,
         macs=manifest.macs,
-        latency=latency(samples_s, conditions.batch_size, threads=thread_count(conditions.threads)),
+        latency=latency(samples_s, inputs, threads=thread_count(conditions.threads)),
         peak_rss_bytes=peak_rss_bytes(artifact.path, conditions.runtime, inputs, threads=conditions.threads),
         energy=energy,
         energy_estimate=None if energy else _estimated_energy(subject, manifest.macs, conditions.batch_size),

@@ -6,7 +6,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -66,8 +66,8 @@ def interleave(
     return taken
 
 
-def latency(samples: Sequence[Sequence[float]], batch_size: int, *, threads: int) -> Latency:
-    """Median and 95th percentile over all sessions of one call's ``samples``, in seconds.
+def latency(samples: Sequence[Sequence[float]], inputs: Mapping[str, np.ndarray], *, threads: int) -> Latency:
+    """Median and 95th percentile over all sessions of the ``samples`` of one call on ``inputs``, in seconds.
 
     Raises:
         ValueError: There are no samples.
@@ -80,7 +80,7 @@ def latency(samples: Sequence[Sequence[float]], batch_size: int, *, threads: int
         p50_s=float(median),
         p95_s=float(high),
         samples_s=tuple(joined),
-        batch_size=batch_size,
+        input_shapes={name: values.shape for name, values in inputs.items()},
         threads=threads,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -244,7 +245,8 @@ def _paint_attempts(figure: Figure, report: Report) -> None:
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=6)
     axes.xaxis.set_major_formatter(lambda nbytes, _: bytes_text(nbytes))
-    axes.yaxis.set_major_formatter(lambda value, _: wording.quality(value))
+    beyond = 1.0 + 1e-9 if wording.percent else math.inf  # margins reach past the best there is
+    axes.yaxis.set_major_formatter(lambda value, _: "" if value > beyond else wording.quality(value))
     axes.set_xlabel("size on disk")
     axes.set_ylabel(_name(report.metric, _TITLE_LENGTH))
     axes.grid(True)

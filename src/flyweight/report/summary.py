@@ -166,5 +166,10 @@ def _parity_fact(report: Report) -> Fact:
 def _timing_fact(report: Report) -> Fact:
     latency = report.compressed.latency
     threads = f"{latency.threads} thread{'s' if latency.threads != 1 else ''}"
-    rounds = f"{len(latency.samples_s):,} calls of each file, in turn"
-    return Fact("Timing", f"{report.runtime}, batch {latency.batch_size}, {threads}, {rounds}")
+    shapes = ", ".join(f"{name} {_shape(shape)}" for name, shape in latency.input_shapes.items())
+    rounds = f"{len(latency.samples_s):,} calls of each file, in turn; the ratio is the median over rounds"
+    return Fact("Timing", ", ".join(filter(None, (report.runtime, shapes, threads, rounds))))
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return "\N{MULTIPLICATION SIGN}".join(map(str, sizes))

@@ -95,7 +95,7 @@ def test_a_masked_class_is_no_failure():
             Net(width=4),
             r"cannot run on the data as inputs image \(1, 3\) float32: RuntimeError: mat1 and mat2",
         ),
-        (Net(classes=1), "label 1 .* is out of range: the model has 1 outputs"),
+        (Net(classes=1), "label 1 .* is out of range: the model has 1 output: .* --task regression"),
         (Squeezes(), r"gives shape \(2,\) for 1 example"),
         (GivesNan(), "gives NaN or infinity"),
         (Two(), r"forward\(\) of net takes a, b; the data give pixels"),

@@ -120,6 +120,42 @@ def test_export_carries_out_a_plan_without_judging_it(small: Path, command: Comm
     assert (Path("exported") / "model.onnx").stat().st_size == (small / "model.onnx").stat().st_size
 
 
+def test_labels_in_the_models_own_order_of_classes_are_right_and_answered_by_name(command: Command):
+    order = ("open", "close", "ajar")  # of the outputs; sorted, the names would be in another
+    with np.load("data.npz") as data:
+        rows = [(*values, order[label]) for values, label in zip(data["x"], data["y"], strict=True)]
+    header = [*(f"feature {i}" for i in range(FEATURES)), "label"]
+    with Path("data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    net = (*NET[:-1], "data.csv")
+    code, _, errors = command(
+        "compress", *net, *FAST, "--max-drop", "50%", "--classes", ",".join(order), "-o", "small"
+    )
+    assert code == 0, errors
+    assert read_manifest(Path("small")).classes == order
+    report = json.loads(Path("small/report.json").read_text())
+    assert report["original"]["quality"]["value"] == 1.0
+    answers = command("run", "small", "--input", "data.csv")[1].splitlines()
+    given = [json.loads(line)["label"] for line in answers]
+    assert np.mean([mine == row[-1] for mine, row in zip(given, rows, strict=True)]) > 0.8
+    code, printed, _ = command("evaluate", "small", "--data", "data.csv", "--json")
+    assert json.loads(printed)["estimate"]["value"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("open,close,ajar,gone", "the model has 3 outputs, and classes names 4"),
+        ("open,close", "label 2 of the data is out of range: 2 classes"),
+        ("a,b,b", "classes names 'b' twice"),
+    ],
+)
+def test_names_that_are_not_those_of_the_outputs_are_refused(classes: str, message: str, command: Command):
+    code, _, errors = command("compress", *NET, *FAST, "--classes", classes, "-o", "small")
+    assert code == 1
+    assert message in errors
+
+
 def test_what_does_not_fit_is_refused_with_exit_code_three(command: Command):
     code, printed, errors = command("compress", *NET, *FAST, "--max-size", "1kB", "-o", "small")
     assert code == 3, errors
@@ -176,7 +212,7 @@ def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
         *("--technique", "weight_only", "--technique", "static_int8", "--bits", "4", "--group-size", "32"),
         *("--granularity", "group", "--set", "range_method=mse", "--plan", "plan.json"),
         *("--input-column", "a", "--input-column", "b", "--target-column", "c", "--slice", "d"),
-        *("--calibration-size", "7", "--evaluation-size", "8", "--seed", "9"),
+        *("--classes", "x, y,z", "--calibration-size", "7", "--evaluation-size", "8", "--seed", "9"),
         *("--resize", "256", "--crop", "224x192"),
         *("--rescale", "1/255", "--mean", "0.1,0.2", "--std", "imagenet"),
         *("--max-length", "64", "--tokenizer", "t.json", "--preprocess", "channels_last=true"),
@@ -189,6 +225,7 @@ def test_every_flag_reaches_its_setting(settings: Callable[..., Settings]):
         data="data.npz",
         out="small",
         task_settings={"top_k": 2},
+        classes=("x", "y", "z"),
         model_arguments={"hidden": 9, "deep": True},
         preprocessing={
             "resize": 256,

@@ -26,6 +26,7 @@ def test_plain_values_are_read_back_as_they_were():
     settings = Settings(
         **NEEDED,
         task_settings={"top_k": 5},
+        classes=("b", "a"),
         model_arguments={"n": 9},
         preprocessing={"mean": [0.5, 0.5], "resize": 32},
         techniques=("static_int8",),
@@ -58,6 +59,22 @@ def test_every_bound_is_read_back_exactly():
     )
     settings = Settings(**NEEDED, budget=budget)
     assert settings_from(json.loads(json.dumps(settings.to_dict()))).budget == budget
+
+
+def test_classes_in_a_file_may_be_numbers(tmp_path):
+    assert read_settings_file(file(tmp_path, "classes: [2, 1, ten]")) == {"classes": ("2", "1", "ten")}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"classes": ["a", "b", "a"]}, "names 'a' twice"),
+        ({"classes": ["a", "b"], "task": "regression"}, "numbers"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        settings_from({**NEEDED, **values})
 
 
 @pytest.mark.parametrize("task", ["classification", "similarity"])
@@ -103,6 +120,8 @@ def test_values_reach_the_budget_and_the_data_settings():
         ("techniques: {a: 1}", "techniques: must be a list"),
         ("model_arguments: [1]", "model_arguments: must hold"),
         ("model_arguments: {n: [1]}", "n must be true, false, a number or text"),
+        ("classes: [yes, maybe]", "YAML reads one of them as True: put it in quotes"),
+        ("classes: cat", "classes: must be a list of two names or more"),
         ("overwrite: maybe", "must be true or false"),
         ("- a\n- b", "holds a list"),
         ("a: [", "is not YAML"),

@@ -45,6 +45,14 @@ class Source:
         str | None,
         typer.Option("--task", help="classification (default), similarity, regression, or file.py:metric."),
     ] = None
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            help="The model's classes in the order of its outputs, as close,ok,open; by default as the model "
+            "names them, else the labels in alphabetical or numerical order.",
+        ),
+    ] = None
     weights: Annotated[
         str | None, typer.Option("--weights", help="A .safetensors file for what the factory makes.")
     ] = None
@@ -75,10 +83,15 @@ class Source:
 
     def values(self) -> dict[str, object]:
         """What was given, by key."""
-        return _given(self, without=("model_arguments", "top_k")) | {
-            "model_arguments": pairs(self.model_arguments, "--model-arg"),
-            "task_settings": {} if self.top_k is None else {"top_k": self.top_k},
-        }
+        named = {} if self.classes is None else {"classes": [c.strip() for c in self.classes.split(",")]}
+        return (
+            _given(self, without=("model_arguments", "top_k", "classes"))
+            | named
+            | {
+                "model_arguments": pairs(self.model_arguments, "--model-arg"),
+                "task_settings": {} if self.top_k is None else {"top_k": self.top_k},
+            }
+        )
 
 
 @final

@@ -74,6 +74,8 @@ class Settings:
         out: Folder to write.
         task: A name of the catalog, or ``file.py:metric``.
         task_settings: Keyword arguments of the task, ``{"top_k": 5}``.
+        classes: The model's classes in the order of its outputs; () is the model's own, where it names them,
+            else the data's in alphabetical or numerical order.
         weights: A safetensors file (or a PyTorch state dict) for a factory that makes untrained modules.
         model_arguments: Keyword arguments of the factory.
         preprocessing: What `flyweight.data.declared.declared_steps` takes, ``{"resize": 256, "crop": 224}``.
@@ -95,6 +97,7 @@ class Settings:
     out: str
     task: str = "classification"
     task_settings: Mapping[str, Scalar] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     weights: str | None = None
     model_arguments: Mapping[str, Scalar] = field(default_factory=dict)
     preprocessing: Mapping[str, object] = field(default_factory=dict)
@@ -119,6 +122,11 @@ class Settings:
                 f"max_drop {drop:g} is {drop:.0%} of a metric that is at most 1; "
                 f"write {drop:g}% or {drop / 100:g}"
             )
+        twice = next((name for name in self.classes if self.classes.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"classes names {twice!r} twice")
+        if self.classes and self.task == "regression":
+            raise ValueError("classes are for tasks whose targets are classes, and regression has numbers")
         if self.threads < 0:
             raise ValueError(f"threads must be at least 0, got {self.threads}")
         if self.batch_size < 1:

@@ -137,6 +137,15 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(entry) for entry in entries)
 
 
+def _classes(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) == 1:
+        raise TypeError(f"must be a list of two names or more, got {value!r:.60}")
+    for entry in value:
+        if isinstance(entry, bool):
+            raise TypeError(f"must be a list of names; YAML reads one of them as {entry}: put it in quotes")
+    return tuple(str(entry) if type(entry) is int else _text(entry) for entry in value)
+
+
 def _whole(value: object) -> int:
     if type(value) is not int:
         raise TypeError(f"must be a whole number, got {value!r:.60}")
@@ -186,6 +195,7 @@ def _quantity(parse: Callable[[str | int | float], float]) -> Callable[[object],
 
 _PARSERS: Mapping[str, Callable[[object], object]] = {
     "model": _text,
+    "classes": _classes,
     "weights": _text,
     "model_arguments": _scalars,
     "data": _text,

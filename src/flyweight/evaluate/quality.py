@@ -90,7 +90,7 @@ def artifact_quality(path: Path, settings: Settings, *, progress: Progress = SIL
         raise InputError(f"{path} ships no preprocessing, so raw data cannot be given to it")
     made_from_it = manifest.settings.get("data") == settings.data
     task, splits = _task_and_data(settings, whole=not made_from_it)
-    splits = in_model_order(splits, manifest.classes)
+    splits = in_model_order(splits, settings.classes or manifest.classes)
     preprocessing = Preprocessing.from_dict(manifest.preprocessing, artifact.path)
     session = open_runtime(settings.runtime, manifest.format).load(artifact, settings.threads)
     scores = evaluate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -19,7 +19,7 @@ from flyweight.data.examples import Examples, Splits
 from flyweight.data.preprocessing import Preprocessing, build
 from flyweight.data.text_steps import Tokenize
 from flyweight.errors import InputError
-from flyweight.load.classes import in_model_order
+from flyweight.load.classes import check_count, in_model_order
 from flyweight.load.huggingface import Pretrained, fetch, is_hub_id, load_folder
 from flyweight.load.pytorch import load_module, prepared
 from flyweight.model import Model, copied
@@ -61,7 +61,7 @@ def open_model(settings: Settings, splits: Splits, task: Task, *, module: nn.Mod
         UnsupportedError: It is of a kind that is not supported.
     """
     pretrained = _pretrained(settings, splits, task, module)
-    splits = in_model_order(splits, pretrained.classes)
+    splits = in_model_order(splits, settings.classes or pretrained.classes)
     queries = task.queries(splits)
     preprocessing = build({**pretrained.preprocessing, **settings.preprocessing}, splits)
     arrays = preprocessing(queries.take(np.array([0, min(1, len(queries) - 1)])).inputs)
@@ -73,7 +73,7 @@ def open_model(settings: Settings, splits: Splits, task: Task, *, module: nn.Mod
         dynamic_axes={name: {1: SEQUENCE} for name in inputs} if _varies(preprocessing) else {},
         preprocessing=preprocessing,
     )
-    _check(model, inputs, splits, task)
+    _check(model, inputs, splits, task, named=settings.classes)
     return Opened(model, splits)
 
 
@@ -170,7 +170,9 @@ def _examples(inputs: Mapping[str, Tensor], preprocessing: Preprocessing) -> dic
     }
 
 
-def _check(model: Model, two: Mapping[str, Tensor], splits: Splits, task: Task) -> None:
+def _check(
+    model: Model, two: Mapping[str, Tensor], splits: Splits, task: Task, *, named: Sequence[str]
+) -> None:
     """Run the model at batch 1 and 2: it must take the inputs, keep the batch and give numbers."""
     for inputs in (model.example_inputs, two):
         outputs = _run(model, inputs)
@@ -187,7 +189,7 @@ def _check(model: Model, two: Mapping[str, Tensor], splits: Splits, task: Task) 
                     "check the weights and the preprocessing"
                 )
     if isinstance(task, Classification):
-        _check_classes(model, outputs[0], splits)
+        _check_classes(model, outputs[0], splits, named=named)
 
 
 def _run(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -203,10 +205,11 @@ def _run(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         ) from error
 
 
-def _check_classes(model: Model, output: Tensor, splits: Splits) -> None:
+def _check_classes(model: Model, output: Tensor, splits: Splits, *, named: Sequence[str]) -> None:
     if output.ndim != 2:
         raise InputError(
             f"model {model.name!r} gives shape {tuple(output.shape)} for 2 examples; "
             "classification needs (batch, classes)"
         )
+    check_count(named, output.shape[1])
     check_targets(splits.evaluation, output.shape[1])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import flyweight
 from command_line import CLASSES, EXAMPLES, FEATURES, call, write_files
 from flyweight import pipeline
 from flyweight.core.cost import Budget
-from flyweight.run.artifact import read_manifest
+from flyweight.run.artifact import read_manifest, write_manifest
 from flyweight.settings import DataSettings, Settings
 
 COMMANDS = ("compress", "run", "evaluate", "benchmark", "export", "demo", "techniques")
@@ -96,6 +98,32 @@ def test_evaluate_measures_a_model_in_pytorch(command: Command):
     code, printed, _ = command("evaluate", *NET, "--runtime", "pytorch")
     assert code == 0
     assert printed.startswith("top-1 accuracy 1.0000")
+    assert printed.splitlines()[0].endswith("on all 120 examples")
+
+
+def test_evaluate_says_which_examples_were_used_and_which_classes_have_too_few(
+    small: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(small.parent)
+    code, printed, _ = command("evaluate", "small", "--data", "data.npz")
+    assert code == 0
+    assert "on 30 of 120 examples: held out when it was made" in printed
+    assert "with too few examples to tell: class " in printed
+
+
+def test_evaluate_does_not_run_the_code_of_an_artifacts_own_metric_unasked(small: Path, command: Command):
+    folder = Path("theirs")
+    shutil.copytree(small, folder)
+    write_manifest(folder, replace(read_manifest(folder), task="metric.py:mine", task_settings={}))
+    code, _, errors = command("evaluate", folder, "--data", "data.npz")
+    assert code == 1
+    assert "give it with --task metric.py:mine" in errors
+    Path("metric.py").write_text(
+        "def mine(outputs, targets):\n    return outputs.argmax(axis=1) == targets\n"
+    )
+    code, printed, errors = command("evaluate", folder, "--data", "data.npz", "--task", "metric.py:mine")
+    assert code == 0, errors
+    assert printed.startswith("mine ")
 
 
 def test_benchmark_compares_two_artifacts(small: Path, command: Command):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 REFUSED = 3
 WORST_SLICES = 5
+FEW_SHOWN = 10
 
 app = typer.Typer(
     name="flyweight",
@@ -169,7 +170,7 @@ def evaluate(source: Source, preparation: Preparation, measurement: Measurement,
     path = Path(source.model or "")
     groups = [g.values() for g in (source, preparation, measurement)]
     if source.model is not None and is_artifact(path):
-        settings = assembled([recorded_settings(path), *groups, {"out": str(path)}])
+        settings = assembled([recorded_settings(path, task=source.task), *groups, {"out": str(path)}])
         with _progress(terminal) as progress:
             quality = artifact_quality(path, settings, progress=progress)
     else:
@@ -305,11 +306,25 @@ def _show_quality(quality: Quality, terminal: Terminal) -> None:
     estimate = quality.estimate
     _tell(
         f"{quality.metric} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}] "
-        f"on {quality.examples} examples",
+        f"on {_chosen_text(quality)}",
         terminal,
     )
     for name, examples, value in quality.slices[:WORST_SLICES]:
         _tell(f"  {name}: {value:.4f} on {examples}", terminal)
+    better = len(quality.slices) - WORST_SLICES
+    if better > 0:
+        _tell(f"  {better} more are better; --json lists all", terminal)
+    if quality.few:
+        listed = ", ".join(f"{name} ({count})" for name, count in quality.few[:FEW_SHOWN])
+        more = ", ..." if len(quality.few) > FEW_SHOWN else ""
+        _tell(f"  {len(quality.few)} with too few examples to tell: {listed}{more}", terminal)
+
+
+def _chosen_text(quality: Quality) -> str:
+    """``all 960 examples``, or ``240 of 960 examples, held out when it was made``."""
+    whole = quality.examples == quality.of
+    count = f"all {quality.of}" if whole else f"{quality.examples} of {quality.of}"
+    return f"{count} examples" + (f": {quality.chosen}" if quality.chosen else "")
 
 
 def _show_benchmark(measured: Sequence[Benchmarked], terminal: Terminal) -> None:

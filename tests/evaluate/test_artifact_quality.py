@@ -12,7 +12,13 @@ from flyweight.core.plan import Plan
 from flyweight.data.preprocessing import Preprocessing
 from flyweight.data.steps import Rename
 from flyweight.errors import InputError
-from flyweight.evaluate.quality import artifact_quality, is_artifact, recorded_settings
+from flyweight.evaluate.quality import (
+    Quality,
+    artifact_quality,
+    is_artifact,
+    model_quality,
+    recorded_settings,
+)
 from flyweight.run.artifact import describe_files, read_manifest, write_manifest
 from flyweight.run.manifest import Manifest, TensorSpec
 from flyweight.settings_file import settings_from
@@ -63,19 +69,72 @@ def made(tmp_path: Path) -> Path:
     return folder
 
 
-def examples(made: Path, data: str) -> int:
-    values = recorded_settings(made) | {"model": "made", "out": "made", "data": str(made.parent / data)}
-    quality = artifact_quality(made, settings_from(values))
+def measured(made: Path, data: str, **more: object) -> Quality:
+    given = {"model": "made", "out": "made", "data": str(made.parent / data), **more}
+    quality = artifact_quality(made, settings_from(recorded_settings(made) | given))
     assert quality.estimate.value == 1.0
-    return quality.examples
+    return quality
+
+
+def examples(made: Path, data: str, **more: object) -> tuple[int, int, str]:
+    quality = measured(made, data, **more)
+    return quality.examples, quality.of, quality.chosen
 
 
 def test_new_data_are_evaluated_whole(made: Path):
-    assert examples(made, "new.npz") == 40
+    assert examples(made, "new.npz") == (40, 40, "")
 
 
 def test_the_data_it_was_made_from_are_split_again(made: Path):
-    assert examples(made, "data.npz") == 20
+    assert examples(made, "data.npz") == (20, 80, "held out when it was made")
+
+
+def test_another_split_of_the_data_it_was_made_from_is_told(made: Path):
+    assert examples(made, "data.npz", seed=6) == (20, 80, "not those held out when it was made")
+
+
+def test_data_that_are_split_are_evaluated_on_their_part(made: Path):
+    with np.load(made.parent / "new.npz") as data:
+        x, y = data["x"], data["y"]
+    np.savez(made.parent / "parts.npz", x_train=x[:30], y_train=y[:30], x_test=x[30:], y_test=y[30:])
+    assert examples(made, "parts.npz") == (10, 10, "the evaluation part of the data")
+
+
+def test_a_limit_is_told(made: Path):
+    assert examples(made, "new.npz", evaluation_size=7) == (7, 40, "at most 7 asked for")
+
+
+def test_a_model_is_evaluated_on_the_same_examples_as_an_artifact(made: Path):
+    (made.parent / "same.py").write_text("from torch import nn\n\ndef same():\n    return nn.Identity()\n")
+    values = {"model": f"{made.parent}/same.py:same", "out": ".", "data": str(made.parent / "new.npz")}
+    quality = model_quality(settings_from(values))
+    assert (quality.examples, quality.of, quality.chosen) == (40, 40, "")
+
+
+def test_neighbours_are_looked_for_among_examples_that_are_not_evaluated(made: Path):
+    assert examples(made, "new.npz", task="similarity", task_settings={}) == (
+        (10, 40, "neighbours are looked for among the others")
+    )
+
+
+def test_no_class_vanishes_without_a_word(made: Path):
+    write_manifest(made, replace(read_manifest(made), classes=("low", "high", "none")))
+    quality = measured(made, "new.npz", evaluation_size=30)
+    told = {name for name, *_ in (*quality.slices, *quality.few)}
+    assert told == {"class low", "class high", "class none"}
+    assert ("class none", 0) in quality.few
+
+
+def test_the_code_of_its_own_metric_is_not_run_unasked(made: Path):
+    write_manifest(made, replace(read_manifest(made), task="metric.py:mine", task_settings={}))
+    with pytest.raises(InputError, match=r"not run unasked; .* give it with --task metric\.py:mine"):
+        recorded_settings(made)
+    assert "task" not in recorded_settings(made, task="classification")
+    assert recorded_settings(made, task="metric.py:mine")["task"] == "metric.py:mine"
+
+
+def test_settings_of_its_task_are_not_given_to_another(made: Path):
+    assert "task_settings" not in recorded_settings(made, task="similarity")
 
 
 def test_task_and_columns_are_those_of_the_manifest(made: Path):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 from flyweight._atomic import MANIFEST
 from flyweight.core.protocols import Task
-from flyweight.core.report import Estimate, Slice
+from flyweight.core.report import Estimate
 from flyweight.data.examples import Splits
 from flyweight.data.load import open_data
 from flyweight.data.preprocessing import Preprocessing
+from flyweight.data.splits import split, with_sizes
 from flyweight.errors import InputError
 from flyweight.evaluate.evaluate import evaluate, examples_a_call
 from flyweight.evaluate.slices import slices
@@ -28,7 +30,8 @@ from flyweight.tasks.similarity import Similarity
 PYTORCH = "pytorch"
 
 # What of the settings an artifact was made with decides what it is evaluated on.
-_RECORDED = ("inputs", "target", "slices", "evaluation_fraction", "seed")
+_OF_THE_SPLIT = ("evaluation_fraction", "seed")
+_RECORDED = ("inputs", "target", "slices", *_OF_THE_SPLIT)
 
 
 @final
@@ -40,13 +43,30 @@ class Quality:
         metric: Its name; higher is better.
         estimate: Its value with a bootstrap interval.
         slices: Name, examples and metric of each slice, the worst first.
+        few: Name and examples of classes and slices with too few examples to be among ``slices``.
         examples: Evaluation examples.
+        of: Examples they were chosen from.
+        chosen: Why these, ``"held out when it was made"``; empty where all were taken.
     """
 
     metric: str
     estimate: Estimate
     slices: tuple[tuple[str, int, float], ...]
+    few: tuple[tuple[str, int], ...]
     examples: int
+    of: int
+    chosen: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chosen:
+    """A settled task and its data; the rest as in `Quality`."""
+
+    task: Task
+    splits: Splits
+    of: int
+    chosen: str
 
 
 def is_artifact(path: Path) -> bool:
@@ -54,17 +74,26 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def recorded_settings(path: Path) -> dict[str, object]:
+def recorded_settings(path: Path, *, task: str | None = None) -> dict[str, object]:
     """Task and data columns as the artifact's manifest has them, by key of flyweight.yaml.
 
-    A ``file.py:metric`` is left out: the artifact may come from elsewhere, and its code is not run.
+    Args:
+        path: The artifact.
+        task: The one asked for; None is the artifact's own. A ``file.py:metric`` has to be asked for: the
+            artifact may come from elsewhere, and its code is not run unasked.
 
     Raises:
         ArtifactError: The manifest is damaged.
+        InputError: The artifact's own task is a ``file.py:metric``.
     """
     manifest = read_manifest(path)
+    if task is None and ":" in manifest.task:
+        raise InputError(
+            f"{path} was made with the metric {manifest.task}, whose code is not run unasked; if you trust "
+            f"it, give it with --task {manifest.task}, else another --task"
+        )
     known = {key: manifest.settings.get(key) for key in _RECORDED}
-    if ":" not in manifest.task:
+    if task in (None, manifest.task):
         known |= {"task": manifest.task, "task_settings": dict(manifest.task_settings)}
     return {key: value for key, value in known.items() if value not in (None, [])}
 
@@ -88,51 +117,73 @@ def artifact_quality(path: Path, settings: Settings, *, progress: Progress = SIL
     manifest, artifact = read_manifest(path), open_artifact(path)
     if manifest.preprocessing is None:
         raise InputError(f"{path} ships no preprocessing, so raw data cannot be given to it")
-    made_from_it = manifest.settings.get("data") == settings.data
-    task, splits = _task_and_data(settings, whole=not made_from_it)
-    splits = in_model_order(splits, settings.classes or manifest.classes)
+    chosen = _task_and_data(settings, made_with=manifest.settings)
+    splits = in_model_order(chosen.splits, settings.classes or manifest.classes)
     preprocessing = Preprocessing.from_dict(manifest.preprocessing, artifact.path)
     session = open_runtime(settings.runtime, manifest.format).load(artifact, settings.threads)
     scores = evaluate(
-        session, preprocessing, task, splits, batch_size=examples_a_call(manifest), progress=progress
+        session, preprocessing, chosen.task, splits, batch_size=examples_a_call(manifest), progress=progress
     )
-    return _quality(scores, task, splits)
+    return _quality(scores, chosen, splits)
 
 
 def model_quality(settings: Settings, *, progress: Progress = SILENT) -> Quality:
-    """Of the model itself, in PyTorch.
+    """Of the model itself, in PyTorch; unsplit data are evaluated whole.
 
     Raises:
         InputError: The model or the data cannot be used, or do not fit each other.
         UnsupportedError: The model is of a kind that is not supported.
     """
     from flyweight.load.open import open_model
+    from flyweight.load.source import check_model_source
 
-    task, splits = _task_and_data(settings, whole=False)
-    opened = open_model(settings, splits, task)
+    check_model_source(settings)
+    chosen = _task_and_data(settings, made_with={})
+    opened = open_model(settings, chosen.splits, chosen.task)
     if opened.model.preprocessing is None:
         raise InputError(f"model {settings.model} has no preprocessing, so raw data cannot be given to it")
     session = open_runtime(PYTORCH, "module").load(opened.model, settings.threads)
-    scores = evaluate(session, opened.model.preprocessing, task, opened.splits, progress=progress)
-    return _quality(scores, task, opened.splits)
+    scores = evaluate(session, opened.model.preprocessing, chosen.task, opened.splits, progress=progress)
+    return _quality(scores, chosen, opened.splits)
 
 
-def _task_and_data(settings: Settings, *, whole: bool) -> tuple[Task, Splits]:
-    task = open_task(settings.task, settings.task_settings)
-    data = settings.data_settings
-    splits = open_data(settings.data, data, class_targets=task.class_targets, whole=whole)
+def _task_and_data(settings: Settings, *, made_with: Mapping[str, object]) -> _Chosen:
+    """The task, and the data with those examples for evaluation that quality is to be measured on."""
+    task, data = open_task(settings.task, settings.task_settings), settings.data_settings
+    unlimited = replace(data, evaluation_size=None)
+    splits = open_data(settings.data, unlimited, class_targets=task.class_targets, whole=True)
     settled = settle(task, splits)
-    if whole and settled == Similarity("neighbours"):  # every example would be its own nearest neighbour
-        splits = open_data(settings.data, data, class_targets=task.class_targets)
-    return settled, splits
+    reasons = []
+    of = len(splits.evaluation)
+    if splits.evaluation is not splits.train:
+        reasons.append("the evaluation part of the data")
+    elif "data" in made_with and Path(str(made_with["data"])) == Path(settings.data):
+        splits = split(splits.train, data)
+        same = all(made_with.get(key) in (None, getattr(data, key)) for key in _OF_THE_SPLIT)
+        reasons.append("held out when it was made" if same else "not those held out when it was made")
+    elif settled == Similarity("neighbours"):  # every example would be its own nearest neighbour
+        splits = split(splits.train, data)
+        reasons.append("neighbours are looked for among the others")
+    limited = with_sizes(splits, data)
+    if len(limited.evaluation) < len(splits.evaluation):
+        reasons.append(f"at most {data.evaluation_size} asked for")
+    return _Chosen(task=settled, splits=limited, of=of, chosen=", ".join(reasons))
 
 
-def _quality(scores: Scores, task: Task, splits: Splits) -> Quality:
-    parts: tuple[Slice, ...] = slices(task, scores, scores, splits.evaluation)
+def _quality(scores: Scores, chosen: _Chosen, splits: Splits) -> Quality:
+    task, examples = chosen.task, splits.evaluation
+    parts = slices(task, scores, scores, examples)
+    shown = {part.name for part in parts}
+    small = {part.name: part.examples for part in slices(task, scores, scores, examples, minimum=1)}
+    if scores.correct is not None:
+        small |= {f"class {name}": 0 for name in examples.classes if f"class {name}" not in small}
     worst_first = sorted(parts, key=lambda part: part.original)
     return Quality(
         metric=task.metric_name,
         estimate=bootstrap(task, scores),
         slices=tuple((part.name, part.examples, part.original) for part in worst_first),
+        few=tuple((name, count) for name, count in small.items() if name not in shown),
         examples=len(scores),
+        of=chosen.of,
+        chosen=chosen.chosen,
     )

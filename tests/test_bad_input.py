@@ -91,7 +91,7 @@ def save_weights(changes: Mapping[str, np.ndarray | None]) -> Callable[[], None]
 def plan(technique: str, layer: str, **settings: int) -> Callable[[], object]:
     """``bad.json``: a plan with one decision."""
     decision = {"technique": technique, "stage": "quantize", "layers": [layer], "settings": settings}
-    return text("bad.json", json.dumps({"version": 1, "model": "net", "decisions": [decision]}))
+    return text("bad.json", json.dumps({"version": 1, "model": "other", "decisions": [decision]}))
 
 
 def own_folder() -> None:
@@ -153,9 +153,13 @@ def wrong_new_data() -> None:
 
 MODEL_CASES = [
     Case("missing model file", f"compress no.py:net {DATA}", "there is no file no.py"),
+    Case("model before data", "compress no.py:net --data gone.npz -o small", "there is no file no.py"),
+    Case("model before data to evaluate", "evaluate no.py:net --data gone.npz", "there is no file no.py"),
+    Case("an artifact as the model", f"compress made {DATA}", "made is an artifact", lambda: artifact()),
+    Case("folder of weights", f"{NET} --weights .", "weights . is a folder"),
     Case("missing factory", f"compress nets.py:nett {DATA}", "nets.py has no 'nett'; it has net"),
     Case("missing module", f"compress nowhere.nets:net {DATA}", "No module named 'nowhere'"),
-    Case("missing folder", f"compress ./minilm {DATA}", "model minilm does not exist"),
+    Case("missing folder", f"compress ./minilm {DATA}", "model ./minilm does not exist"),
     Case("folder of nothing", f"compress hf {DATA}", "holds no config.json", lambda: Path("hf").mkdir()),
     Case("factory that raises", f"compress nets.py:breaks {DATA}", "raised ValueError: no weights today"),
     Case("no module", f"compress nets.py:text {DATA}", "returned a str; it must return an nn.Module"),
@@ -213,7 +217,9 @@ SETTINGS_CASES = [
     Case("no YAML", CONFIG, "is not YAML", text("bad.yaml", "a: [1,\n")),
     Case("missing settings file", CONFIG, "settings file bad.yaml cannot be read"),
     Case("no plan", PLAN, "plan is not JSON", text("bad.json", "{")),
-    Case("plan for other layers", PLAN, "names layer 'conv1'", plan("weight_only", "conv1", bits=8)),
+    Case(
+        "plan for other layers", PLAN, "'conv1', which 'net' does not", plan("weight_only", "conv1", bits=8)
+    ),
     Case("plan of an unknown technique", PLAN, "no technique is called 'magic'", plan("magic", "0", bits=8)),
     Case("plan out of range", PLAN, "bits", plan("weight_only", "0", bits=99)),
     Case("unknown preprocessing", f"{NET} --preprocess resise=3", "preprocessing key 'resise' is unknown"),

@@ -77,7 +77,8 @@ def _check_names(plan: Plan, known: ModelProfile) -> None:
         if missing:
             some = ", ".join(sorted(known.by_name)[:5])
             raise InputError(
-                f"the plan names layer {missing[0]!r}, which {plan.model!r} does not have; it has {some}, ..."
+                f"the plan names layer {missing[0]!r}, which {known.model!r} does not have; "
+                f"it has {some}, ..."
             )
 
 

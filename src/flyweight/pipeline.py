@@ -27,6 +27,7 @@ from flyweight.evaluate.statistics import bootstrap
 from flyweight.export.artifact import pack
 from flyweight.export.check import check_parity
 from flyweight.load.open import open_model
+from flyweight.load.source import check_model_source
 from flyweight.measure.calibrate import calibration_batches
 from flyweight.measure.profile import profile
 from flyweight.model import Model
@@ -146,6 +147,8 @@ def _prepare(
 def _open(
     settings: Settings, *, module: nn.Module | None, splits: Splits | None, progress: Progress
 ) -> tuple[Task, Splits, Model]:
+    if module is None:
+        check_model_source(settings)
     task = open_task(settings.task, settings.task_settings)
     if splits is None:
         with progress.stage("Reading the data"):

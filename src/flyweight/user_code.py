@@ -42,7 +42,7 @@ def user_object(spec: str) -> Iterator[Any]:
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise InputError(f"{spec!r} names nothing: write file.py:function or package.module:function")
-    with _importable_neighbours(Path(match["module"])):
+    with importable_neighbours(Path(match["module"])):
         module = _module(match["module"])
         if match["name"] not in vars(module):
             raise InputError(f"{match['module']} has no {match['name']!r}{_alternatives(module)}")
@@ -72,7 +72,7 @@ def _where(error: BaseException) -> str:
 
 
 @contextmanager
-def _importable_neighbours(path: Path) -> Iterator[None]:
+def importable_neighbours(path: Path) -> Iterator[None]:
     """Inside, modules in the folder of a ``.py`` file can be imported, as they can when the file is run."""
     folder = str(path.resolve().parent) if path.suffix == ".py" else str(Path.cwd())
     sys.path.insert(0, folder)

@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_one_sentence(module, message):
     ("spec", "message"),
     [
         ("no/such/folder", "does not exist; name file.py:factory"),
-        (__file__, "is a file; name file.py:factory"),
+        (__file__, "names no function; write"),
     ],
 )
 def test_what_is_no_model_is_told(spec, message):

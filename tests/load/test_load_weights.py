@@ -130,6 +130,23 @@ def test_other_files_are_refused(tmp_path, name, data, message):
         read_weights(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["net.pt", "net.bin"])
+def test_safetensors_under_another_name_are_read(tmp_path, name):
+    save_file(net().state_dict(), tmp_path / name)
+    assert read_weights(tmp_path / name).keys() == net().state_dict().keys()
+
+
+def test_a_file_that_is_no_pickle_is_not_called_one(tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"weights of mine")
+    with pytest.raises(InputError, match="damaged or no PyTorch file"):
+        read_weights(tmp_path / "net.pt")
+
+
+def test_a_folder_is_no_weights_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder; name the file in it"):
+        read_weights(tmp_path)
+
+
 def test_a_list_of_tensors_is_no_state_dict(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "net.pt")
     with pytest.raises(InputError, match="holds no state dict"):

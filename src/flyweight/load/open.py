@@ -20,8 +20,9 @@ from flyweight.data.preprocessing import Preprocessing, build
 from flyweight.data.text_steps import Tokenize
 from flyweight.errors import InputError
 from flyweight.load.classes import check_count, in_model_order
-from flyweight.load.huggingface import Pretrained, fetch, is_hub_id, load_folder
+from flyweight.load.huggingface import Pretrained, fetch, load_folder
 from flyweight.load.pytorch import load_module, prepared
+from flyweight.load.source import check_model_source
 from flyweight.model import Model, copied
 from flyweight.settings import Settings
 from flyweight.tasks.classification import Classification
@@ -81,6 +82,7 @@ def _pretrained(settings: Settings, splits: Splits, task: Task, module: nn.Modul
     spec = settings.model
     if module is not None:
         return Pretrained(module=prepared(copied(module), spec), preprocessing={})
+    check_model_source(settings)
     if is_spec(spec):
         weights = None if settings.weights is None else Path(settings.weights)
         loaded = load_module(spec, weights, arguments=settings.model_arguments)
@@ -90,17 +92,8 @@ def _pretrained(settings: Settings, splits: Splits, task: Task, module: nn.Modul
 
 def _from_folder(settings: Settings, splits: Splits, task: Task) -> Pretrained:
     folder = Path(settings.model)
-    if settings.weights is not None or settings.model_arguments:
-        raise InputError(
-            f"{folder} brings its own weights and arguments; leave out --weights and --model-arg"
-        )
-    if not folder.exists() and is_hub_id(settings.model):
+    if not folder.exists():
         folder = fetch(settings.model)
-    if not folder.is_dir():
-        kind = "is a file" if folder.exists() else "does not exist"
-        raise InputError(
-            f"model {folder} {kind}; name file.py:factory, package.module:name, or a Hugging Face folder"
-        )
     is_classification = isinstance(task, Classification)
     pretrained = load_folder(folder, pairs=is_classification and len(splits.evaluation.inputs) == 2)
     if is_classification and pretrained.embeds:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flyweight.errors import InputError
 
 SAFETENSORS_SUFFIX = ".safetensors"
-PYTORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, ".pt", ".pth", ".bin", ".ckpt")
 
 _WRAPPERS = (
     "state_dict",
@@ -34,15 +34,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: The file is missing, damaged, of another kind, or holds Python objects besides tensors.
     """
+    check_weights_file(path)
+    suffix = path.suffix.lower()
+    if suffix not in WEIGHT_SUFFIXES:
+        known = ", ".join(WEIGHT_SUFFIXES)
+        raise InputError(f"weights file {path} is of no known kind; name one that ends in {known}")
+    if suffix == SAFETENSORS_SUFFIX or _is_safetensors(path):
+        return _read_safetensors(path)
+    return _unwrapped(_read_pytorch(path), path)
+
+
+def check_weights_file(path: Path) -> None:
+    """Raise InputError unless ``path`` is a file."""
+    if path.is_dir():
+        raise InputError(f"weights {path} is a folder; name the file in it")
     if not path.is_file():
         raise InputError(f"there is no weights file {path}")
-    suffix = path.suffix.lower()
-    if suffix == SAFETENSORS_SUFFIX:
-        return _read_safetensors(path)
-    if suffix in PYTORCH_SUFFIXES:
-        return _unwrapped(_read_pytorch(path), path)
-    known = ", ".join((SAFETENSORS_SUFFIX, *PYTORCH_SUFFIXES))
-    raise InputError(f"weights file {path} is of no known kind; name one that ends in {known}")
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -104,6 +111,8 @@ def _read_pytorch(path: Path) -> object:
     try:
         loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _is_pickle(path):
+            raise InputError(f"{path} is damaged or no PyTorch file; copy or make it again") from error
         raise InputError(
             f"{path} is a pickle with more than tensors in it, and is not run; {_CONVERT}"
         ) from error
@@ -117,6 +126,13 @@ def _is_pickle(path: Path) -> bool:
     """Whether the file begins as PyTorch's (a zip) or Python's pickles do."""
     with path.open("rb") as file:
         return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins as safetensors do: the length of a header, then the header's brace."""
+    with path.open("rb") as file:
+        length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
+    return brace == b"{" and 8 + length <= path.stat().st_size
 
 
 def _unwrapped(loaded: object, path: Path) -> dict[str, Tensor]:

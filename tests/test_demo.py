@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from flyweight.core.report import Report, Verdict
 from flyweight.demo import digits, run_demo, train
 from flyweight.errors import InputError
 from flyweight.run.artifact import open_artifact
+from flyweight.settings import Settings
+from tests.run.small_artifacts import write_artifact
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,42 @@ def test_a_folder_of_other_files_is_refused_before_the_network_is_trained(
     (tmp_path / name / "diary.txt").write_text("mine")
     with pytest.raises(InputError, match=f"{name} holds files that are no artifact"):
         run_demo(tmp_path / "out", console=Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo stops where training would begin."""
+
+    def trained(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_module, "train", trained)
+
+
+MINE = Settings(model="mine.py:net", data="mine.npz", out="out")
+DEMO = Settings(
+    model="flyweight.demo:digits_net",
+    data="flyweight.demo:digits",
+    out="elsewhere",
+    preprocessing={"rescale": 1 / 16},
+)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_an_artifact_that_no_demo_made_is_refused_before_the_network_is_trained(tmp_path: Path) -> None:
+    for settings in (MINE, replace(DEMO, techniques=("weight_only",))):
+        folder = write_artifact(tmp_path / settings.model.partition(":")[0], settings=settings.to_dict())
+        with pytest.raises(InputError, match=r"holds an artifact already; overwrite it \(--overwrite\)"):
+            run_demo(folder, console=Console(file=io.StringIO()))
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder, console=Console(file=io.StringIO()), overwrite=True)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_what_an_earlier_demo_made_is_replaced(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "out", settings=DEMO.to_dict())
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(folder, console=Console(file=io.StringIO()))
 
 
 def test_a_refused_demo_ends_with_the_table_the_refusal_and_its_reason_and_exit_code_three(

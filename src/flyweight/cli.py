@@ -82,6 +82,9 @@ class _Rival:
 @dataclass(frozen=True, kw_only=True)
 class _DemoFolder:
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("flyweight-demo")
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an artifact that no earlier demo made.")
+    ] = False
 
 
 @app.callback(invoke_without_command=True)
@@ -238,7 +241,7 @@ def demo(folder: _DemoFolder, terminal: Terminal) -> int:
 
     console = Console(quiet=terminal.quiet or terminal.json)
     with _progress(terminal) as progress:
-        report = run_demo(folder.out, console=console, progress=progress)
+        report = run_demo(folder.out, console=console, overwrite=folder.overwrite, progress=progress)
     if terminal.json:
         _show_report(report, terminal)
     return 0 if report.verdict.shipped else _refused(report, folder.out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -16,13 +17,15 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flyweight._atomic import check_replaceable
+from flyweight._atomic import check_replaceable, holds_artifact
 from flyweight.core.report import Report
 from flyweight.data.examples import Examples, Splits
 from flyweight.data.splits import split
+from flyweight.errors import ArtifactError
 from flyweight.pipeline import compress, refused_path
 from flyweight.progress import SILENT, Progress
 from flyweight.report.terminal import print_report
+from flyweight.run.artifact import read_manifest
 from flyweight.run.predict import predict
 from flyweight.settings import DataSettings, Settings
 
@@ -60,25 +63,27 @@ class DigitsNet(nn.Module):
         return logits
 
 
-def run_demo(out: Path, *, console: Console, progress: Progress = SILENT) -> Report:
+def run_demo(out: Path, *, console: Console, overwrite: bool = False, progress: Progress = SILENT) -> Report:
     """Train, compress into ``out``, answer a few new pictures with the file, print what was measured.
 
-    An artifact that lies in ``out`` is replaced. Where nothing may be shipped (a machine on which integers
-    are slower), the best attempt lies beside ``out``, and the report says why.
+    What an earlier demo left in ``out`` is replaced, another artifact only if ``overwrite``. Where nothing
+    may be shipped (a machine on which integers are slower), the best attempt lies beside ``out``, and the
+    report says why.
 
     Raises:
         InputError: ``out`` cannot be written, or holds something else.
     """
-    for folder in (out, refused_path(out)):
-        check_replaceable(folder, overwrite=True)
-    splits = digits()
     settings = Settings(
         model="flyweight.demo:digits_net",
         data="flyweight.demo:digits",
         out=str(out),
         preprocessing={"rescale": 1 / BRIGHTEST},
-        overwrite=True,
+        overwrite=overwrite,
     )
+    settings = replace(settings, overwrite=overwrite or _made_alike(out, settings))
+    check_replaceable(out, overwrite=settings.overwrite)
+    check_replaceable(refused_path(out), overwrite=True)
+    splits = digits()
     module = train(splits.train, progress=progress)
     report = compress(settings, module=module, splits=splits, progress=progress)
     folder = out if report.verdict.shipped else refused_path(out)
@@ -134,6 +139,19 @@ def train(examples: Examples, *, seed: int = 0, progress: Progress = SILENT) -> 
                 optimizer.step()
                 schedule.step()
     return net.eval()
+
+
+def _made_alike(folder: Path, settings: Settings) -> bool:
+    """Whether an artifact lies in ``folder`` that was made with these settings, by an earlier release too."""
+    if not holds_artifact(folder):
+        return False
+    try:
+        recorded = read_manifest(folder).settings
+    except ArtifactError:
+        return False
+    own = settings.to_dict()
+    compared = (own.keys() & recorded.keys()) - {"out", "overwrite"}
+    return {"model", "data"} <= compared and all(own[key] == recorded[key] for key in compared)
 
 
 @contextmanager

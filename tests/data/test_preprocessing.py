@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,30 @@ EVERY_STEP = (
     Cast("int64", ("a",)),
     Rename("pixels"),
 )
+
+
+TAKES = {
+    "images": Preprocessing((DecodeImage(), ToChannelsFirst())),
+    "texts": Preprocessing((Tokenize(tokenizer=DEFINITION, max_length=12),)),
+    "numbers": Preprocessing((Cast("float32", ("x",)),)),
+}
+GIVEN = {
+    "images": {"image": [Path("a.png")]},
+    "texts": {"text": ["hello"]},
+    "numbers": {"age": np.ones(2), "rooms": np.ones(2)},
+}
+
+
+@pytest.mark.parametrize(("takes", "holds"), [(t, h) for t in TAKES for h in GIVEN if t != h])
+def test_data_of_another_kind_are_one_sentence(takes, holds):
+    message = f"the model takes {takes}, and input {next(iter(GIVEN[holds]))!r} holds {holds}"
+    with pytest.raises(InputError, match=message):
+        TAKES[takes](GIVEN[holds])
+
+
+def test_a_column_that_is_not_selected_may_be_of_another_kind():
+    columns = {"name": ["a"], "age": np.ones(1)}
+    assert Preprocessing((SelectColumns(("age",)),))(columns)["x"].tolist() == [[1.0]]
 
 
 def test_every_step_survives_json_and_files(tmp_path):

@@ -21,9 +21,21 @@ def test_normalize_takes_one_mean_a_channel_on_axis_1():
     np.testing.assert_allclose(out[0, :, 0, 0], [0.0, 0.5, 0.5])
 
 
-def test_normalize_refuses_another_number_of_channels():
-    with pytest.raises(InputError, match=r"input 'x' has shape \(2, 4\)"):
-        Normalize((0.0, 0.0), (1.0, 1.0))({"x": np.ones((2, 4), np.float32)})
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4), "mean and std hold 2 values, and axis 1 has 4: give one value, or 4$"),
+        ((2, 3, 5, 5), "mean and std hold 2 values, and axis 1 has 3: give one value, or 3$"),
+        ((2, 5, 5, 2), "--preprocess channels_last=true"),
+        ((2,), "needs channels or columns on axis 1$"),
+    ],
+)
+def test_normalize_refuses_another_number_of_channels(shape, message):
+    with pytest.raises(InputError, match=message) as raised:
+        Normalize((0.0, 0.0), (1.0, 1.0))({"x": np.ones(shape, np.float32)})
+    assert str(raised.value).startswith(
+        "input 'x' has shape (2, " if len(shape) > 1 else "input 'x' has shape"
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,6 +90,11 @@ def test_images_without_a_known_range_are_refused(tmp_path, dtype):
     Image.fromarray(np.full((4, 4), 300, dtype)).save(tmp_path / "wide.tif")
     with pytest.raises(InputError, match=r"wide\.tif: .*; save it with 8 bits a channel"):
         read_image(tmp_path / "wide.tif", "L")
+
+
+def test_a_cast_of_an_input_under_another_name_says_which_the_model_takes():
+    with pytest.raises(InputError, match="the model takes an input 'x', and the data have pixels"):
+        Cast("float32", ("x",))({"pixels": np.ones(2)})
 
 
 def test_text_where_numbers_are_needed_is_named():

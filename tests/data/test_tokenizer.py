@@ -152,7 +152,7 @@ def test_tokenize_encodes_pairs_with_their_types():
 
 
 def test_tokenize_does_not_choose_between_two_columns():
-    with pytest.raises(InputError, match="set pair"):
+    with pytest.raises(InputError, match="choose one with --input-column"):
         Tokenize(tokenizer=DEFINITION, max_length=8)({"a": ["x"], "b": ["y"]})
 
 

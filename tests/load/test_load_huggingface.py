@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +210,62 @@ def test_an_image_classifier_brings_its_preprocessing(tmp_path):
     opened = open_model(settings(folder, "classification"), Splits(part, part, part), Classification())
     assert opened.model.example_inputs["pixel_values"].shape == (1, 3, 8, 8)
     assert opened.model.example_inputs["pixel_values"].abs().max() <= 1
+
+
+def test_texts_for_an_image_classifier_are_one_sentence(tmp_path):
+    folder = write_image_classifier(tmp_path / "vit")
+    with pytest.raises(InputError, match="vit takes images, and the data are texts"):
+        open_model(settings(folder, "classification"), texts("text"), Classification())
+
+
+def test_images_for_a_text_classifier_are_one_sentence(classifier):
+    part = Examples({"image": [Path("a.png"), Path("b.png")]}, np.array([0, 1]), ("negative", "positive"))
+    with pytest.raises(InputError, match="takes texts, and the data are images"):
+        open_model(settings(classifier, "classification"), Splits(part, part, part), Classification())
+
+
+class _NoModels(BaseHTTPRequestHandler):
+    """Answers as the hub does for a model that it does not have."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def told_by_fetch(home: Path, **environment: str) -> str:
+    code = (
+        "from flyweight.load.huggingface import fetch\n"
+        "try: fetch('someone/model')\n"
+        "except Exception as error: print(error)"
+    )
+    variables = {**os.environ, "HF_HOME": str(home), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_hub_without_the_model_is_told_from_a_hub_that_cannot_be_reached(tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NoModels) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        missing = told_by_fetch(tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+        server.shutdown()
+        thread.join()
+    unreachable = told_by_fetch(tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+    offline = told_by_fetch(tmp_path, HF_HUB_OFFLINE="1")
+    assert "the Hugging Face hub has no model someone/model" in missing
+    for told in (unreachable, offline):
+        assert "the Hugging Face hub cannot be reached" in told
+        assert "no model" not in told
 
 
 def test_a_small_convnext_size_is_cropped_from_a_larger_one(tmp_path):

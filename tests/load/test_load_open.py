@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,26 @@ def test_declared_preprocessing_is_carried_out():
 
 def test_a_masked_class_is_no_failure():
     open_model(settings(), splits(), Classification(), module=Masks())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_channels_that_come_last_are_one_sentence_with_its_cure(dtype):
+    images = np.zeros((6, 8, 8, 3), dtype)
+    with pytest.raises(InputError) as raised:
+        open_model(settings(), splits(image=images), Classification(), module=nn.Conv2d(3, 2, 3))
+    assert str(raised.value) == (
+        "model 'net' cannot run on input (1, 8, 8, 3): the channels seem to come last; "
+        "give --preprocess channels_last=true"
+    )
+
+
+def test_two_texts_for_one_tokenizer_say_how_to_choose(tmp_path):
+    words = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": words}))
+    part = Examples({"text": ["a"] * 6, "text_b": ["a"] * 6}, np.array([0, 1] * 3), ("0", "1"))
+    declared = settings(preprocessing={"tokenizer": str(tmp_path / "tokenizer.json")})
+    with pytest.raises(InputError, match=r"--input-column, or encode .* --preprocess pair=true"):
+        open_model(declared, Splits(part, part, part), Classification(), module=Net())
 
 
 @pytest.mark.parametrize(

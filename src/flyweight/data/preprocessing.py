@@ -58,6 +58,7 @@ class Preprocessing:
         """
         if not inputs or not len(next(iter(inputs.values()))):
             raise InputError("there is no example to preprocess")
+        _check_kind(self.takes, inputs)
         columns: Columns = inputs
         for step in self.steps:
             columns = step(columns)
@@ -94,6 +95,24 @@ class Preprocessing:
     def write_files(self, folder: Path) -> tuple[str, ...]:
         """Write the files that steps need (a tokenizer) to ``folder``; returns their names."""
         return tuple(step.tokenizer.write(folder) for step in self.steps if isinstance(step, Tokenize))
+
+
+def _check_kind(takes: Taken, columns: Columns) -> None:
+    """Raise InputError where no column is of the kind that the model takes."""
+    kinds = {name: _kinds_of(values[0]) for name, values in columns.items()}
+    if not any(takes in kind for kind in kinds.values()):
+        name, kind = next(iter(kinds.items()))
+        shown = f" ({str(columns[name][0])!r:.60})" if kind != ("numbers",) else ""
+        raise InputError(f"the model takes {takes}, and input {name!r} holds {kind[0]}{shown}")
+
+
+def _kinds_of(example: Any) -> tuple[Taken, ...]:
+    """What one example may be; several values are numbers, and may be pixels."""
+    if isinstance(example, Path):
+        return ("images",)
+    if isinstance(example, str):
+        return ("texts",)
+    return ("numbers",) if np.ndim(example) == 0 else ("numbers", "images")
 
 
 def _model_input(name: str, values: np.ndarray | Sequence[Any]) -> np.ndarray:

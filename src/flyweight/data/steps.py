@@ -108,11 +108,19 @@ class Normalize:
             if values.ndim < 2 or values.shape[1] != len(mean):
                 raise InputError(
                     f"input {name!r} has shape {values.shape}; mean and std hold {len(mean)} values, "
-                    "so that many channels are needed on axis 1 (set channels_last if they come last)"
+                    f"and {_channels_cure(values.shape, len(mean))}"
                 )
             shape = (1, len(mean)) + (1,) * (values.ndim - 2)
             mean, std = mean.reshape(shape), std.reshape(shape)
         return np.asarray((values.astype(np.float32) - mean) / std)
+
+
+def _channels_cure(shape: tuple[int, ...], wanted: int) -> str:
+    if len(shape) < 2:
+        return "needs channels or columns on axis 1"
+    if len(shape) == 4 and shape[-1] == wanted:
+        return "the channels come last: give --preprocess channels_last=true"
+    return f"axis 1 has {shape[1]}: give one value, or {shape[1]}"
 
 
 @final
@@ -133,7 +141,9 @@ class Cast:
         """All columns, the named ones cast; casting to int64 refuses what is not a whole number."""
         missing = [name for name in self.columns if name not in columns]
         if missing:
-            raise InputError(f"there is no input {missing[0]!r} to cast; the inputs are {', '.join(columns)}")
+            raise InputError(
+                f"the model takes an input {missing[0]!r}, and the data have {', '.join(columns)}; rename it"
+            )
         named = self.columns or tuple(columns)
         return {
             name: self._cast(name, values) if name in named else values for name, values in columns.items()

@@ -53,13 +53,10 @@ class Tokenize:
         """``input_ids``, ``attention_mask`` and, if asked, ``token_type_ids``."""
         expected = 2 if self.pair else 1
         if len(columns) != expected:
-            hint = (
-                "choose the columns with inputs"
-                if self.pair
-                else "choose one with inputs, or set pair to encode two together"
-            )
+            takes = "two text columns" if self.pair else "one text column"
             raise InputError(
-                f"the tokenizer takes {expected} text column(s), the data have {', '.join(columns)}; {hint}"
+                f"the tokenizer takes {takes}, the data have {', '.join(columns)}; "
+                f"choose {'two' if self.pair else 'one'} with --input-column"
             )
         texts = [_texts(name, values) for name, values in columns.items()]
         batch = list(zip(*texts, strict=True)) if self.pair else texts[0]

@@ -72,10 +72,21 @@ def fetch(hub_id: str) -> Path:
     hub = require("huggingface_hub", extra="hf", purpose=_PURPOSE)
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:  # its own errors, and requests', are of these
-        raise InputError(
-            f"there is no folder {hub_id}, and the Hugging Face hub gave no such model: {_line(error)}"
-        ) from error
+    except (OSError, ValueError) as error:  # its own errors are of these
+        raise InputError(f"there is no folder {hub_id}, and {_hub_failure(hub_id, error)}") from error
+
+
+def _hub_failure(hub_id: str, error: Exception) -> str:
+    errors = require("huggingface_hub.errors", extra="hf", purpose=_PURPOSE)
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"the Hugging Face hub asks for your consent before it gives {hub_id}: log in and give it there"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return f"the Hugging Face hub has no model {hub_id} that is open to you"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return f"the Hugging Face hub cannot be reached: go online, or give a folder ({_line(error)})"
+    return f"the Hugging Face hub did not give the model: {_line(error)}"
 
 
 def load_folder(folder: Path, *, pairs: bool = False) -> Pretrained:

@@ -31,6 +31,7 @@ from flyweight.user_code import is_spec, reason
 SEQUENCE = "sequence"  # name of the axis of tokens
 EXAMPLE_TOKENS = 16  # of example inputs; the MACs of a text model are counted at this length
 
+_CHANNEL_COUNTS = (1, 3, 4)  # of grey images, of colours, of colours with transparency
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -65,6 +66,7 @@ def open_model(settings: Settings, splits: Splits, task: Task, *, module: nn.Mod
     splits = in_model_order(splits, settings.classes or pretrained.classes)
     queries = task.queries(splits)
     preprocessing = build({**pretrained.preprocessing, **settings.preprocessing}, splits)
+    _check_one_text(preprocessing, queries)
     arrays = preprocessing(queries.take(np.array([0, min(1, len(queries) - 1)])).inputs)
     preprocessing, inputs = _matched(preprocessing, _tensors(arrays), pretrained.module, settings.model)
     model = Model(
@@ -98,6 +100,7 @@ def _from_folder(settings: Settings, splits: Splits, task: Task) -> Pretrained:
     pretrained = load_folder(folder, pairs=is_classification and len(splits.evaluation.inputs) == 2)
     if is_classification and pretrained.embeds:
         raise InputError(f"{folder} is an encoder without classes; it fits --task similarity")
+    _check_kind(settings.model, pretrained, splits.train)
     if kind_of(splits.train) == "arrays" and not pretrained.embeds:
         return Pretrained(
             module=pretrained.module,
@@ -105,6 +108,24 @@ def _from_folder(settings: Settings, splits: Splits, task: Task) -> Pretrained:
             classes=pretrained.classes,
         )
     return pretrained
+
+
+def _check_kind(model: str, pretrained: Pretrained, train: Examples) -> None:
+    """Raise InputError where the model of a folder is given data of another kind."""
+    takes, given = "texts" if "tokenizer" in pretrained.preprocessing else "images", kind_of(train)
+    if given not in (takes, "arrays") or (given == "arrays" and pretrained.embeds):
+        raise InputError(
+            f"{model} takes {takes}, and the data are {'a table' if given == 'table' else given}"
+        )
+
+
+def _check_one_text(preprocessing: Preprocessing, queries: Examples) -> None:
+    step = next((step for step in preprocessing.steps if isinstance(step, Tokenize)), None)
+    if step is not None and not step.pair and len(queries.inputs) == 2:
+        raise InputError(
+            f"the tokenizer takes one text column, the data have {', '.join(queries.inputs)}; choose one with "
+            "--input-column, or encode both as one example with --preprocess pair=true"
+        )
 
 
 def _for_arrays(preprocessing: Mapping[str, object], train: Examples) -> Mapping[str, object]:
@@ -191,11 +212,23 @@ def _run(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     except InputError:
         raise
     except Exception as error:  # whatever the user's forward() raises is told as it is
+        _tell_channels_last(model.name, inputs, error)
         shapes = ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in inputs.items())
         raise InputError(
             f"model {model.name!r} cannot run on the data as inputs {shapes}: {reason(error)}; "
             "change the preprocessing or the data"
         ) from error
+
+
+def _tell_channels_last(model: str, inputs: Mapping[str, Tensor], error: Exception) -> None:
+    """Raise InputError where an input looks like images with their channels on the last axis."""
+    for name, tensor in inputs.items():
+        shape = tuple(tensor.shape)
+        if len(shape) == 4 and shape[-1] in _CHANNEL_COUNTS and shape[1] not in _CHANNEL_COUNTS:
+            raise InputError(
+                f"model {model!r} cannot run on {name} {shape}: the channels seem to come last; "
+                "give --preprocess channels_last=true"
+            ) from error
 
 
 def _check_classes(model: Model, output: Tensor, splits: Splits, *, named: Sequence[str]) -> None:

@@ -247,12 +247,51 @@ def test_bad_data_give_one_clear_sentence(tmp_path, name, content, message):
 
 
 def test_an_empty_folder_and_a_mixed_one_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no known kind"):
+    with pytest.raises(InputError, match=r"folder .* is empty"):
+        open_data(tmp_path, SETTINGS)
+    (tmp_path / "notes.doc").write_text("x")
+    with pytest.raises(InputError, match=r"folder .* holds no data of a known kind \(notes\.doc\)"):
         open_data(tmp_path, SETTINGS)
     np.save(tmp_path / "a.npy", np.zeros(2))
     (tmp_path / "b.csv").write_text("1\n")
-    with pytest.raises(InputError, match="holds arrays and tables"):
+    with pytest.raises(
+        InputError, match=r"holds arrays \(a\.npy\) and tables \(b\.csv\); give one of its files, or take"
+    ):
         open_data(tmp_path, SETTINGS)
+
+
+def test_a_folder_with_the_name_of_a_file_is_called_a_folder(tmp_path):
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(InputError, match=r"folder .*x\.csv is empty"):
+        open_data(tmp_path / "x.csv", SETTINGS)
+
+
+def test_an_empty_folder_in_the_name_of_a_part_is_no_data(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match=r"holds no data of a known kind \(train\)"):
+        open_data(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("note", ["readme.txt", "README", "notes.md", "LICENSE.TXT"])
+def test_notes_beside_images_are_no_data(tmp_path, note):
+    write_images(tmp_path, [f"{name}/{index}.png" for name in ("dog", "cat") for index in range(4)])
+    (tmp_path / note).write_text("photographs of mine")
+    assert open_data(tmp_path, SETTINGS).train.classes == ("cat", "dog")
+    write_images(tmp_path / "flat", ["a.png"])
+    (tmp_path / "flat" / note).write_text("photographs of mine")
+    assert len(open_inputs(tmp_path / "flat", SETTINGS)) == 1
+
+
+def test_pictures_below_a_table_are_no_data(tmp_path):
+    write_images(tmp_path, ["figures/a.png"])
+    (tmp_path / "train.csv").write_text("a,label\n1,0\n2,1\n")
+    assert open_data(tmp_path, SETTINGS).train.targets is not None
+
+
+def test_notes_beside_arrays_are_no_data(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(8.0))
+    (tmp_path / "readme.txt").write_text("numbers of mine")
+    assert len(open_inputs(tmp_path, SETTINGS)) == 8
 
 
 def test_files_that_name_no_part_or_one_twice_are_refused(tmp_path):

@@ -58,6 +58,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         open_artifact(tmp_path, verify=False)
 
 
+def test_a_folder_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (write_artifact(tmp_path / "out") / "model.onnx").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=r"^out is damaged: model\.onnx is missing"):
+        open_artifact("out")
+
+
 def test_a_file_of_another_size_is_refused_without_a_digest(tmp_path: Path) -> None:
     with (write_artifact(tmp_path) / "model.onnx").open("ab") as file:
         file.write(b"more")

@@ -30,6 +30,12 @@ _KNOWN = (
     "a folder of images by class; .npz or .npy; .csv, .tsv, .parquet, .jsonl or .txt; or file.py:function"
 )
 
+_TESTS: Mapping[Kind, Callable[[Path], bool]] = {
+    "images": images.is_image,
+    "arrays": lambda file: file.suffix.lower() in arrays.SUFFIXES,
+    "tables": lambda file: file.suffix.lower() in _TABLE_SUFFIXES,
+}
+
 
 def open_data(
     spec: str | Path, settings: DataSettings, *, class_targets: bool | None = True, whole: bool = False
@@ -152,19 +158,34 @@ def kind_of_path(path: Path) -> Kind:
     Raises:
         InputError: Nothing that is known, or two kinds at once.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    tests: Mapping[Kind, Callable[[Path], bool]] = {
-        "images": images.is_image,
-        "arrays": lambda file: file.suffix.lower() in arrays.SUFFIXES,
-        "tables": lambda file: file.suffix.lower() in _TABLE_SUFFIXES,
-    }
-    kinds = [kind for kind, test in tests.items() if any(test(file) for file in files)]
-    if not kinds and path.is_dir() and images.holds_images(path):
+    if path.is_file():
+        kind = next((kind for kind, test in _TESTS.items() if test(path)), None)
+        if kind is None:
+            raise InputError(f"{path} is of no known kind; data are {_KNOWN}")
+        return kind
+    inside = sorted(path.iterdir())
+    files = [file for file in inside if file.is_file()]
+    found = {kind: [file for file in files if test(file)] for kind, test in _TESTS.items()}
+    kinds = [kind for kind, named in found.items() if named]
+    notes = all(file.suffix.lower() in text.NOTE_SUFFIXES for file in found["tables"])
+    if (not kinds or (kinds == ["tables"] and notes)) and images.holds_images(path):
         return "images"
-    if len(kinds) != 1:
-        reason = f"holds {' and '.join(kinds)}; give one of its files" if kinds else "is of no known kind"
-        raise InputError(f"{path} {reason}; data are {_KNOWN}")
-    return kinds[0]
+    if len(kinds) > 1 and notes:
+        kinds = [kind for kind in kinds if kind != "tables"]
+    if len(kinds) == 1:
+        return kinds[0]
+    raise InputError(_mixed(path, {kind: found[kind] for kind in kinds}, inside))
+
+
+def _mixed(folder: Path, found: Mapping[Kind, Sequence[Path]], inside: Sequence[Path]) -> str:
+    """What is wrong with a folder that holds no data, or data of two kinds."""
+    if found:
+        named = " and ".join(f"{kind} ({files[0].name})" for kind, files in found.items())
+        return f"{folder} holds {named}; give one of its files, or take the others out"
+    if not inside:
+        return f"the folder {folder} is empty; data are {_KNOWN}"
+    some = ", ".join(path.name for path in inside[:3])
+    return f"the folder {folder} holds no data of a known kind ({some}); data are {_KNOWN}"
 
 
 def _read_tables(

@@ -10,6 +10,7 @@ from flyweight.data.tables import Table
 from flyweight.errors import InputError
 
 SUFFIXES = (".jsonl", ".txt")
+NOTE_SUFFIXES = (".txt",)  # which are notes, and no data, beside data of another kind
 TEXT_NAME = "text"
 
 

@@ -123,8 +123,8 @@ def _check_one_text(preprocessing: Preprocessing, queries: Examples) -> None:
     step = next((step for step in preprocessing.steps if isinstance(step, Tokenize)), None)
     if step is not None and not step.pair and len(queries.inputs) == 2:
         raise InputError(
-            f"the tokenizer takes one text column, the data have {', '.join(queries.inputs)}; choose one with "
-            "--input-column, or encode both as one example with --preprocess pair=true"
+            f"the tokenizer takes one text column, the data have {', '.join(queries.inputs)}; choose one "
+            "with --input-column, or encode both as one example with --preprocess pair=true"
         )
 
 

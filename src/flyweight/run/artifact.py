@@ -28,7 +28,7 @@ def describe_files(folder: Path, names: Iterable[str]) -> Mapping[str, FileEntry
     Raises:
         ArtifactError: One is missing.
     """
-    return {name: _entry(_inside(folder, name), name) for name in names}
+    return {name: _entry(folder, name) for name in names}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -69,8 +69,7 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
     """
     folder, manifest = Path(path), read_manifest(path)
     for name, entry in manifest.files.items():
-        file = _inside(folder, name)
-        if _size(file, name) != entry.bytes or (verify and _entry(file, name) != entry):
+        if _size(folder, name) != entry.bytes or (verify and _entry(folder, name) != entry):
             raise ArtifactError(
                 f"{folder} is damaged: {name} is not the file its manifest lists; copy or make it again"
             )
@@ -109,16 +108,17 @@ def _inside(folder: Path, name: str) -> Path:
     return file
 
 
-def _size(file: Path, name: str) -> int:
+def _size(folder: Path, name: str) -> int:
+    file = _inside(folder, name)
     if not file.is_file():
-        raise ArtifactError(f"{file.parent} is damaged: {name} is missing; copy or make it again")
+        raise ArtifactError(f"{folder} is damaged: {name} is missing; copy or make it again")
     return file.stat().st_size
 
 
-def _entry(file: Path, name: str) -> FileEntry:
-    size = _size(file, name)
+def _entry(folder: Path, name: str) -> FileEntry:
+    size = _size(folder, name)
     try:
-        with file.open("rb") as stream:
+        with _inside(folder, name).open("rb") as stream:
             return FileEntry(size, hashlib.file_digest(stream, "sha256").hexdigest())
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}") from error
+        raise ArtifactError(f"{folder / name} cannot be read: {error.strerror}") from error

@@ -354,3 +354,12 @@ def test_the_work_folder_of_a_killed_run_is_cleared_by_the_next_and_that_of_a_ru
         assert len(list(tmp_path.iterdir())) == 2
     assert len(list(tmp_path.iterdir())) == 1
     kill(running)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_place_that_takes_no_files_is_told_as_such():
+    with (
+        pytest.raises(InputError, match="/proc/small cannot be written: /proc takes no files; name another"),
+        new_folder(Path("/proc/small"), overwrite=False),
+    ):
+        pass

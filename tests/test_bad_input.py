@@ -194,7 +194,12 @@ SETTINGS_CASES = [
     Case("unknown task", f"{NET} --task clasification", "did you mean 'classification'", code=2),
     Case("unknown technique", f"{NET} --technique static_int4", "did you mean 'static_int8'", code=2),
     Case("unknown runtime", f"{NET} --runtime onnxruntim", "did you mean 'onnxruntime'", code=2),
-    Case("runtime of modules", f"{NET} --runtime pytorch", "pytorch does not run onnx files"),
+    Case(
+        "runtime of modules",
+        f"{NET} --runtime pytorch",
+        "pytorch does not run onnx files; known: onnxruntime, openvino",
+        code=2,
+    ),
     Case("unknown flag", f"{NET} --max-sise 25MB", "--max-sise", code=2),
     Case("unknown command", "compres nets.py:net", "compres", code=2),
     Case("unknown setting", f"{NET} --technique weight_only --set bitz=4", "no setting 'bitz'"),

@@ -17,9 +17,13 @@ import pytest
 import flyweight
 from command_line import CLASSES, EXAMPLES, FEATURES, call, write_files
 from flyweight import pipeline
+from flyweight.cli import app
+from flyweight.cli_reference import page
 from flyweight.core.cost import Budget
 from flyweight.run.artifact import read_manifest, write_manifest
-from flyweight.settings import DataSettings, Settings
+from flyweight.run.manifest import TensorSpec
+from flyweight.settings import DEFAULT_CALIBRATION_SIZE, DEFAULT_SECONDS, DataSettings, Settings
+from tests.run.small_artifacts import total, write_artifact
 
 COMMANDS = ("compress", "run", "evaluate", "benchmark", "export", "demo", "techniques")
 NET = ("nets.py:net", "--weights", "net.safetensors", "--data", "data.npz")
@@ -132,6 +136,71 @@ def test_benchmark_compares_two_artifacts(small: Path, command: Command):
     assert code == 0
     assert first["speedup"]["low"] <= first["speedup"]["value"] <= first["speedup"]["high"]
     assert last["speedup"] is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("compress", *NET, "-o", "out", "--runtime", "pytorch"),
+        ("run", "SMALL", "--input", "new.npz", "--runtime", "pytorch"),
+        ("evaluate", "SMALL", "--data", "data.npz", "--runtime", "pytorch"),
+        ("benchmark", "SMALL", "--runtime", "pytorch"),
+    ],
+)
+def test_a_runtime_that_runs_no_file_is_refused_at_once(
+    line: tuple[str, ...], small: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def begun(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(pipeline, "compress", begun)
+    code, _, errors = command(*(str(small) if word == "SMALL" else word for word in line))
+    assert code == 2
+    assert "pytorch does not run onnx files; known: onnxruntime, openvino" in errors
+
+
+def test_benchmark_says_that_a_length_changes_nothing(small: Path, command: Command):
+    code, printed, errors = command("benchmark", small, "--seconds", "0.05", "--length", "512")
+    assert code == 0
+    assert errors == f"flyweight: no input of {small} varies in length: --length 512 changes nothing\n"
+    assert f"input 1\N{MULTIPLICATION SIGN}{FEATURES}" in " ".join(printed.split())
+
+
+def test_benchmark_shows_the_length_it_used(command: Command):
+    varies = {
+        "inputs": (TensorSpec("x", "float32", ("batch", "n")),),
+        "outputs": (TensorSpec("y", "float32", ()),),
+    }
+    write_artifact(Path("sums"), total(("batch", "n")), **varies)
+    code, printed, errors = command("benchmark", "sums", "--seconds", "0.05", "--length", "5")
+    assert (code, errors) == (0, "")
+    assert "x 1\N{MULTIPLICATION SIGN}5" in printed
+
+
+@pytest.mark.parametrize(("name", "flag"), [("run", "--seconds"), ("evaluate", "--seconds")])
+def test_commands_offer_no_option_without_effect(name: str, flag: str, command: Command):
+    assert flag not in command(name, "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "default"),
+    [
+        ("compress", "--seconds", f"{DEFAULT_SECONDS:g} by default"),
+        ("compress", "--threads", "0, the default"),
+        ("compress", "--calibration-size", f"{DEFAULT_CALIBRATION_SIZE} by default"),
+        ("compress", "--batch-size", "1 by default"),
+        ("run", "--batch-size", "32"),
+        ("benchmark", "--length", "128 by default"),
+    ],
+)
+def test_help_shows_defaults(name: str, flag: str, default: str):
+    rows = page(app).partition(f"## flyweight {name}\n")[2].partition("## flyweight")[0]
+    assert default in next(row for row in rows.splitlines() if f"`{flag}`" in row)
+
+
+def test_evaluate_says_that_its_model_may_be_an_artifact():
+    rows = page(app).partition("## flyweight evaluate\n")[2]
+    assert "A folder that compress or export wrote" in next(r for r in rows.splitlines() if "`MODEL`" in r)
 
 
 def test_benchmark_prints_a_table(small: Path, command: Command):

@@ -304,6 +304,8 @@ def _unwritable(path: Path, error: OSError) -> InputError:
         return InputError(
             f"{path} cannot be written: no permission, or read-only; write elsewhere or permit it"
         )
+    if isinstance(error, FileNotFoundError) and path.parent.is_dir():  # as in /proc
+        return InputError(f"{path} cannot be written: {path.parent} takes no files; name another place")
     return InputError(
         f"{path} cannot be written: {(error.strerror or str(error)).lower()}; name another place"
     )

@@ -20,14 +20,18 @@ from flyweight._atomic import holds_artifact
 from flyweight.cli_command import spread
 from flyweight.cli_options import (
     Destination,
+    Execution,
     Goal,
-    Measurement,
+    Named,
+    NamedOrMade,
     PlanFile,
     Preparation,
     Source,
     Terminal,
+    Timing,
     assembled,
     check_name,
+    check_runtime,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +71,7 @@ class _Questions:
     input_column: Annotated[
         list[str] | None, typer.Option(help="Column to read, where there are others; repeatable.")
     ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in one call, if they may share it.")] = 32
 
 
 @final
@@ -75,7 +80,13 @@ class _Rival:
     against: Annotated[
         Path | None, typer.Option(help="Another artifact, such as an export of the original; timed in turns.")
     ] = None
-    length: Annotated[int, typer.Option(min=1, help="Of inputs whose length varies: tokens.")] = 128
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of inputs whose length varies; 128 by default. At most what is kept of a text.",
+        ),
+    ] = None
 
 
 @final
@@ -101,10 +112,12 @@ def _version(
 @app.command()
 @spread
 def compress(
+    named: Named,
     source: Source,
     preparation: Preparation,
     goal: Goal,
-    measurement: Measurement,
+    execution: Execution,
+    timing: Timing,
     destination: Destination,
     terminal: Terminal,
 ) -> int:
@@ -114,9 +127,9 @@ def compress(
 
     Example: flyweight compress net.py:net --weights net.safetensors --data digits.npz -o small
     """
-    settings = assembled(
-        [g.values() for g in (source, preparation, goal, measurement, destination)], destination.config
-    )
+    groups = (named, source, preparation, goal, execution, timing, destination)
+    settings = assembled([g.values() for g in groups], destination.config)
+    check_runtime(settings.runtime, (settings.format,))
     from flyweight.pipeline import compress
 
     with _progress(terminal) as progress:
@@ -131,7 +144,7 @@ def compress(
 
 @app.command()
 @spread
-def run(folder: _Folder, questions: _Questions, measurement: Measurement, terminal: Terminal) -> int:
+def run(folder: _Folder, questions: _Questions, execution: Execution, terminal: Terminal) -> int:
     """Answer new examples; preprocessing and post-processing come from the artifact.
 
     Example: flyweight run small --input new.csv --output answers.csv
@@ -139,8 +152,8 @@ def run(folder: _Folder, questions: _Questions, measurement: Measurement, termin
     from flyweight.run.examples import open_examples
     from flyweight.run.predict import check_answers_path, predict, write_answers
 
-    runtime = measurement.runtime or "onnxruntime"
-    check_name("runtime", runtime)
+    runtime = execution.runtime or "onnxruntime"
+    check_runtime(runtime)
     if questions.output is not None:
         check_answers_path(questions.output)
     examples = open_examples(folder.artifact, questions.input, questions.input_column or ())
@@ -149,8 +162,8 @@ def run(folder: _Folder, questions: _Questions, measurement: Measurement, termin
             folder.artifact,
             examples,
             runtime=runtime,
-            threads=measurement.threads or 0,
-            batch_size=measurement.batch_size or 32,
+            threads=execution.threads or 0,
+            batch_size=questions.batch_size,
             progress=progress,
         )
     if questions.output is None:
@@ -163,21 +176,25 @@ def run(folder: _Folder, questions: _Questions, measurement: Measurement, termin
 
 @app.command()
 @spread
-def evaluate(source: Source, preparation: Preparation, measurement: Measurement, terminal: Terminal) -> int:
+def evaluate(
+    named: NamedOrMade, source: Source, preparation: Preparation, execution: Execution, terminal: Terminal
+) -> int:
     """Measure the quality of an artifact on data, or of a model in PyTorch: MODEL is either.
 
     Example: flyweight evaluate small --data test.csv
     """
     from flyweight.evaluate.quality import artifact_quality, is_artifact, model_quality, recorded_settings
 
-    path = Path(source.model or "")
-    groups = [g.values() for g in (source, preparation, measurement)]
-    if source.model is not None and is_artifact(path):
+    path = Path(named.model or "")
+    groups = [g.values() for g in (named, source, preparation, execution)]
+    if named.model is not None and is_artifact(path):
         settings = assembled([recorded_settings(path, task=source.task), *groups, {"out": str(path)}])
+        check_runtime(settings.runtime)
         with _progress(terminal) as progress:
             quality = artifact_quality(path, settings, progress=progress)
     else:
         settings = assembled([*groups, {"out": "."}])
+        check_name("runtime", settings.runtime)
         with _progress(terminal) as progress:
             quality = model_quality(settings, progress=progress)
     _show_quality(quality, terminal)
@@ -186,25 +203,29 @@ def evaluate(source: Source, preparation: Preparation, measurement: Measurement,
 
 @app.command()
 @spread
-def benchmark(folder: _Folder, rival: _Rival, measurement: Measurement, terminal: Terminal) -> int:
+def benchmark(
+    folder: _Folder, rival: _Rival, execution: Execution, timing: Timing, terminal: Terminal
+) -> int:
     """Measure speed, memory and size of an artifact, or of two in turns.
 
     Example: flyweight benchmark small --against original
     """
-    from flyweight.evaluate.benchmark import benchmark
+    from flyweight.evaluate.benchmark import DEFAULT_LENGTH, benchmark
     from flyweight.evaluate.measurement import Conditions
     from flyweight.settings import DEFAULT_SECONDS
 
     conditions = Conditions(
-        runtime=measurement.runtime or "onnxruntime",
-        threads=measurement.threads or 0,
-        batch_size=measurement.batch_size or 1,
-        seconds=measurement.seconds or DEFAULT_SECONDS,
+        runtime=execution.runtime or "onnxruntime",
+        threads=execution.threads or 0,
+        batch_size=timing.batch_size or 1,
+        seconds=timing.seconds or DEFAULT_SECONDS,
     )
-    check_name("runtime", conditions.runtime)
+    check_runtime(conditions.runtime)
     paths = [folder.artifact] if rival.against is None else [folder.artifact, rival.against]
     with _progress(terminal) as progress:
-        measured = benchmark(paths, conditions, length=rival.length, progress=progress)
+        measured = benchmark(paths, conditions, length=rival.length or DEFAULT_LENGTH, progress=progress)
+    for one in measured:
+        _warn_of_length(one, rival.length)
     _show_benchmark(measured, terminal)
     return 0
 
@@ -212,13 +233,19 @@ def benchmark(folder: _Folder, rival: _Rival, measurement: Measurement, terminal
 @app.command()
 @spread
 def export(
-    source: Source, preparation: Preparation, plan: PlanFile, destination: Destination, terminal: Terminal
+    named: Named,
+    source: Source,
+    preparation: Preparation,
+    plan: PlanFile,
+    destination: Destination,
+    terminal: Terminal,
 ) -> int:
     """Write the model as it is, or with a plan carried out, without measuring or judging it.
 
     Example: flyweight export net.py:net --weights net.safetensors --data digits.npz -o original
     """
-    settings = assembled([g.values() for g in (source, preparation, plan, destination)], destination.config)
+    groups = (named, source, preparation, plan, destination)
+    settings = assembled([g.values() for g in groups], destination.config)
     from flyweight.pipeline import export
 
     with _progress(terminal) as progress:
@@ -330,6 +357,30 @@ def _chosen_text(quality: Quality) -> str:
     return f"{count} examples" + (f": {quality.chosen}" if quality.chosen else "")
 
 
+def _warn_of_length(measured: Benchmarked, asked: int | None) -> None:
+    """Say so where inputs are not of the length that was asked for."""
+    from flyweight.run.artifact import read_manifest
+
+    shapes = measured.latency.input_shapes
+    used = {
+        shapes[spec.name][axis]
+        for spec in read_manifest(measured.path).inputs
+        for axis, size in enumerate(spec.shape)
+        if axis > 0 and isinstance(size, str)
+    }
+    if asked is None or used == {asked}:
+        return
+    if used:
+        _warn(f"{measured.path} was timed at length {max(used)}, all that its tokenizer keeps, not {asked}")
+    else:
+        _warn(f"no input of {measured.path} varies in length: --length {asked} changes nothing")
+
+
+def _shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    times = "\N{MULTIPLICATION SIGN}"
+    return ", ".join(f"{name} {times.join(map(str, shape))}" for name, shape in shapes.items())
+
+
 def _show_benchmark(measured: Sequence[Benchmarked], terminal: Terminal) -> None:
     from rich.table import Table
 
@@ -340,7 +391,11 @@ def _show_benchmark(measured: Sequence[Benchmarked], terminal: Terminal) -> None
         return
     if terminal.quiet:
         return
-    table = Table("artifact", "size", "p50", "p95", "peak memory", "against the last")
+    shapes = dict.fromkeys(_shapes_text(one.latency.input_shapes) for one in measured)
+    table = Table(
+        *("artifact", "size", "p50", "p95", "peak memory", "against the last"),
+        caption=f"inputs of one call: {'; '.join(shapes)}",
+    )
     for one in measured:
         table.add_row(
             str(one.path),

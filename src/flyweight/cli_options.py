@@ -11,7 +11,7 @@ import typer
 
 from flyweight import catalog
 from flyweight.cli_values import factor, number_or_numbers, pairs, side
-from flyweight.settings import Settings
+from flyweight.settings import DEFAULT_CALIBRATION_SIZE, DEFAULT_SECONDS, Settings
 from flyweight.settings_file import (
     DEFAULT_FILE,
     NEEDED,
@@ -26,8 +26,8 @@ _PREPARATION, _GOAL, _MEASUREMENT = "Preprocessing", "What to reach, and how", "
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """The model and its data."""
+class Named:
+    """The model."""
 
     model: Annotated[
         str | None,
@@ -35,6 +35,36 @@ class Source:
             metavar="MODEL", help="file.py:factory, package.module:name, or a Hugging Face folder or id."
         ),
     ] = None
+
+    def values(self) -> dict[str, object]:
+        """What was given, by key."""
+        return _given(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NamedOrMade:
+    """The model, or an artifact of one."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder that compress or export wrote; or file.py:factory, package.module:name, or a "
+            "Hugging Face folder or id.",
+        ),
+    ] = None
+
+    def values(self) -> dict[str, object]:
+        """What was given, by key."""
+        return _given(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The data, what they are for, and what the model needs to be made."""
+
     data: Annotated[
         str | None,
         typer.Option(
@@ -70,16 +100,19 @@ class Source:
         typer.Option("--slice", help="Column whose values are compared one by one; repeatable."),
     ] = None
     calibration_size: Annotated[
-        int | None, typer.Option(help="Examples that ranges of activations are measured on.")
+        int | None,
+        typer.Option(
+            help=f"Examples to measure ranges of activations on; {DEFAULT_CALIBRATION_SIZE} by default."
+        ),
     ] = None
     evaluation_size: Annotated[
         int | None, typer.Option(help="Evaluation examples used; all if left out.")
     ] = None
     evaluation_fraction: Annotated[
         float | None,
-        typer.Option(help="Part of unsplit data held out for evaluation, as 0.3; 0.25 if left out."),
+        typer.Option(help="Part of unsplit data held out for evaluation, as 0.3; 0.25 by default."),
     ] = None
-    seed: Annotated[int | None, typer.Option(help="Of the split of unsplit data.")] = None
+    seed: Annotated[int | None, typer.Option(help="Of the split of unsplit data; 0 by default.")] = None
 
     def values(self) -> dict[str, object]:
         """What was given, by key."""
@@ -232,23 +265,39 @@ class PlanFile:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """How the result is measured."""
+class Execution:
+    """Where the file runs."""
 
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime (default) or openvino.", rich_help_panel=_MEASUREMENT)
     ] = None
     threads: Annotated[
-        int | None, typer.Option(min=0, help="Of the runtime; 0 is all cores.", rich_help_panel=_MEASUREMENT)
+        int | None,
+        typer.Option(
+            min=0, help="Of the runtime; 0, the default, is all cores.", rich_help_panel=_MEASUREMENT
+        ),
     ] = None
+
+    def values(self) -> dict[str, object]:
+        """What was given, by key."""
+        return _given(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How its speed is measured."""
+
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples in one call.", rich_help_panel=_MEASUREMENT)
+        int | None,
+        typer.Option(min=1, help="Examples in one timed call; 1 by default.", rich_help_panel=_MEASUREMENT),
     ] = None
     seconds: Annotated[
         float | None,
         typer.Option(
             min=0.01,
-            help="Given to the comparison of latencies; at most 5000 calls are timed.",
+            help=f"Given to the comparison of latencies; {DEFAULT_SECONDS:g} by default. At most 5000 calls "
+            "are timed.",
             rich_help_panel=_MEASUREMENT,
         ),
     ] = None
@@ -311,6 +360,21 @@ def assembled(groups: Sequence[Mapping[str, object]], config: Path | None = None
     return settings_of(values)
 
 
+def check_runtime(name: str, formats: Sequence[str] = ()) -> None:
+    """Raise BadParameter unless the runtime runs one of the formats (() is all that can be written)."""
+    formats = formats or catalog.names("exporter")
+    known = catalog.names("runtime")
+    if name in known and set(formats) & set(catalog.get("runtime", name).formats):
+        return
+    able = [other for other in known if set(formats) & set(catalog.get("runtime", other).formats)]
+    no = (
+        f"{name} does not run {'/'.join(formats)} files"
+        if name in known
+        else f"no runtime is called {name!r}"
+    )
+    raise typer.BadParameter(f"{no}; {nearest(name, able)}", param_hint="--runtime")
+
+
 def check_name(group: catalog.Group, name: str) -> None:
     """Raise BadParameter, with the nearest name, unless the catalog holds ``name``."""
     known = catalog.names(group)
@@ -321,7 +385,6 @@ def check_name(group: catalog.Group, name: str) -> None:
 def _check_names(values: Mapping[str, Any]) -> None:
     for name in values.get("techniques", ()):
         check_name("technique", name)
-    check_name("runtime", values.get("runtime", "onnxruntime"))
     check_name("exporter", values.get("format", "onnx"))
     if ":" not in values.get("task", ""):
         check_name("task", values.get("task", "classification"))

@@ -85,6 +85,10 @@ def test_a_table_without_the_known_header_is_told(tmp_path):
     assert "--input-column 0" in message
 
 
+def test_numbers_without_the_known_header_are_told(tmp_path):
+    assert "new.csv has no header; put the line age,rooms first" in told(tmp_path, "1,2\n", NUMBERS)
+
+
 def test_a_header_alone_has_no_rows(tmp_path):
     assert "holds a header and no rows" in told(tmp_path, "text\n", TEXT)
     assert "holds a header and no rows" in told(tmp_path, "age,rooms\n", NUMBERS)

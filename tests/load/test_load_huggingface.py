@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from flyweight.data.examples import Examples, Splits
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.load.huggingface import is_hub_id, load_folder
 from flyweight.load.open import EXAMPLE_TOKENS, open_model
+from flyweight.pipeline import export
+from flyweight.run.examples import open_examples
+from flyweight.run.predict import predict
 from flyweight.settings import Settings
 from flyweight.tasks.classification import Classification
 from flyweight.tasks.similarity import Similarity
@@ -172,6 +176,18 @@ def test_pairs_of_texts_are_told_apart(classifier):
     opened = open_model(settings(classifier, "classification"), texts("a", "b"), Classification())
     assert sorted(opened.model.example_inputs) == ["attention_mask", "input_ids", "token_type_ids"]
     assert opened.model.example_inputs["token_type_ids"].any()
+
+
+def test_an_artifact_made_from_pairs_answers_the_file_it_was_made_with(encoder, tmp_path):
+    pairs = [("good film", "bad film", "1.5"), ("good song", "good film", "4.0"), ("bad song", "bad", "3.5")]
+    (tmp_path / "pairs.csv").write_text("".join(",".join(pair) + "\n" for pair in pairs * 2))
+    made = settings(encoder, "similarity")
+    made = replace(made, data=str(tmp_path / "pairs.csv"), out=str(tmp_path / "out"))
+    export(made)
+    answers = predict(made.out, open_examples(made.out, tmp_path / "pairs.csv"))
+    assert list(answers) == ["similarity"]
+    assert len(answers["similarity"]) == 6
+    assert max(answers["similarity"]) <= 1.0 + 1e-6
 
 
 def test_an_encoder_has_no_classes(encoder):

@@ -51,8 +51,17 @@ def choose_roles(
 
 
 def _expected(table: Table, expected: Expected) -> tuple[str, ...]:
-    """The expected inputs as the table calls them, if it has them all."""
+    """The expected inputs as the table calls them, if it has them all.
+
+    Raises:
+        InputError: They have names, and it is a table of numbers without header.
+    """
     found = [name for name in expected.inputs if table.has(name)]
+    if expected.kind == "numbers" and not table.headed and len(found) < len(expected.inputs):
+        line = ",".join(expected.inputs)
+        raise InputError(
+            f"{table.source} has no header; put the line {line:.200} first, as the model needs it"
+        )
     return tuple(table.resolve(name) for name in found) if found == list(expected.inputs) else ()
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,63 @@ def test_what_the_readme_says_works_in_an_empty_folder(tmp_path: Path) -> None:
             small = refused[1] if refused else small
     assert (tmp_path / small / "report.html").is_file()
     assert len((tmp_path / "answers.csv").read_text().splitlines()) > 1
+
+
+@pytest.fixture
+def yours(tmp_path: Path) -> Path:
+    """A folder with the files that the quickstart speaks of: a trained network and data."""
+    import numpy as np
+    from safetensors.torch import save_file
+
+    from flyweight.demo import digits, train
+
+    splits = digits()
+    (tmp_path / "net.py").write_text("from flyweight.demo import DigitsNet as make_model\n")
+    save_file(train(splits.train).state_dict(), tmp_path / "net.safetensors")
+    parts = (splits.train, splits.evaluation)
+    x = np.concatenate([np.asarray(part.inputs["image"]) for part in parts]) / np.float32(16)
+    y = np.concatenate([np.asarray(part.targets) for part in parts])
+    np.savez(tmp_path / "digits.npz", x=x, y=y)
+    np.savez(tmp_path / "new.npz", x=x[:5])
+    return tmp_path
+
+
+def test_what_the_quickstart_says_works(yours: Path) -> None:
+    small = "small"
+    for language, text in blocks(ROOT / "docs" / "quickstart.md"):
+        if language == "yaml":
+            continue
+        for command in text.splitlines() if language == "bash" else [text]:
+            quick = re.sub(r"^flyweight (compress|benchmark) ", r"\g<0>--seconds 0.5 ", command)
+            quick = quick.replace("Settings(", "Settings(seconds=0.5, ")
+            done = run(language, re.sub(r"(?<= )small(?= --)", small, quick), yours)
+            refused = refused_for_speed(done)
+            assert done.returncode == 0 or refused, f"{command}\n{done.stdout}\n{done.stderr}"
+            small = refused[1] if refused else small
+    assert len((yours / "answers.csv").read_text().splitlines()) == 6
+
+
+def test_the_settings_file_of_the_quickstart_is_one(tmp_path: Path) -> None:
+    from flyweight.settings_file import read_settings_file
+
+    texts = [text for language, text in blocks(ROOT / "docs" / "quickstart.md") if language == "yaml"]
+    assert texts
+    for text in texts:
+        (tmp_path / "flyweight.yaml").write_text(text)
+        assert read_settings_file(tmp_path / "flyweight.yaml")["out"] == "small"
+
+
+def test_the_metrics_of_the_page_of_tasks_give_one_number_an_example() -> None:
+    import numpy as np
+
+    written: dict[str, Callable[..., np.ndarray]] = {}
+    for language, text in blocks(ROOT / "docs" / "tasks.md"):
+        assert language == "python"
+        exec(text, written)
+    outputs, classes = np.eye(3, dtype=np.float32)[[0, 1, 1, 2]], np.array([0, 1, 1, 1])
+    assert written["balanced_accuracy"](outputs, classes).mean() == pytest.approx((1 + 2 / 3) / 2)
+    assert written["f1_of_labels"](outputs, outputs).tolist() == [1, 1, 1, 1]
+    assert written["closeness"](outputs[:, :1], np.zeros(4, np.float32)).tolist() == [-1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

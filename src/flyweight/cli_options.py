@@ -73,7 +73,10 @@ class Source:
     ] = None
     task: Annotated[
         str | None,
-        typer.Option("--task", help="classification (default), similarity, regression, or file.py:metric."),
+        typer.Option(
+            "--task",
+            help="classification (default), similarity, regression, or file.py:metric; see docs/tasks.md.",
+        ),
     ] = None
     classes: Annotated[
         str | None,

@@ -24,8 +24,11 @@ def test_normalize_takes_one_mean_a_channel_on_axis_1():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 4), "mean and std hold 2 values, and axis 1 has 4: give one value, or 4$"),
-        ((2, 3, 5, 5), "mean and std hold 2 values, and axis 1 has 3: give one value, or 3$"),
+        ((2, 4), "mean and std hold 2 values, and axis 1, of the channels, has 4: give one value, or 4$"),
+        (
+            (2, 3, 5, 5),
+            "mean and std hold 2 values, and axis 1, of the channels, has 3: give one value, or 3$",
+        ),
         ((2, 5, 5, 2), "--preprocess channels_last=true"),
         ((2,), "needs channels or columns on axis 1$"),
     ],

@@ -120,7 +120,7 @@ def _channels_cure(shape: tuple[int, ...], wanted: int) -> str:
         return "needs channels or columns on axis 1"
     if len(shape) == 4 and shape[-1] == wanted:
         return "the channels come last: give --preprocess channels_last=true"
-    return f"axis 1 has {shape[1]}: give one value, or {shape[1]}"
+    return f"axis 1, of the channels, has {shape[1]}: give one value, or {shape[1]}"
 
 
 @final

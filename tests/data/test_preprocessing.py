@@ -55,6 +55,11 @@ def test_data_of_another_kind_are_one_sentence(takes, holds):
         TAKES[takes](GIVEN[holds])
 
 
+def test_arrays_for_a_model_of_texts_are_not_quoted():
+    with pytest.raises(InputError, match=r"takes texts, and input 'x' holds numbers$"):
+        TAKES["texts"]({"x": np.ones((2, 4, 4, 3))})
+
+
 def test_a_column_that_is_not_selected_may_be_of_another_kind():
     columns = {"name": ["a"], "age": np.ones(1)}
     assert Preprocessing((SelectColumns(("age",)),))(columns)["x"].tolist() == [[1.0]]

@@ -102,7 +102,7 @@ def _check_kind(takes: Taken, columns: Columns) -> None:
     kinds = {name: _kinds_of(values[0]) for name, values in columns.items()}
     if not any(takes in kind for kind in kinds.values()):
         name, kind = next(iter(kinds.items()))
-        shown = f" ({str(columns[name][0])!r:.60})" if kind != ("numbers",) else ""
+        shown = f" ({str(columns[name][0])!r:.60})" if kind[0] != "numbers" else ""
         raise InputError(f"the model takes {takes}, and input {name!r} holds {kind[0]}{shown}")
 
 

@@ -76,6 +76,13 @@ def test_modules_of_packages_are_taken():
     assert isinstance(load_module("torch.nn:Identity", arguments={}), nn.Identity)
 
 
+def test_a_single_layer_becomes_a_sequence_of_one():
+    layer = torch.nn.Linear(3, 2)
+    found = prepared(layer, "fc")
+    assert list(dict(found.named_children())) == ["0"]
+    assert found[0] is layer
+
+
 def test_half_precision_becomes_float32(file):
     assert load_module(f"{file}:half", arguments={}).fc.weight.dtype == torch.float32
 

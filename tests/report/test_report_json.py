@@ -130,7 +130,9 @@ def test_a_number_beyond_float64_is_refused(number: str) -> None:
 
 def test_a_missing_key_is_refused_wherever_it_is_missing() -> None:
     for path in (
-        p for p in _PATHS if isinstance(p[-1], str) and not set(p) & {"files", "versions", "machine", "input_shapes"}
+        p
+        for p in _PATHS
+        if isinstance(p[-1], str) and not set(p) & {"files", "versions", "machine", "input_shapes"}
     ):
         copied = json.loads(json.dumps(_RAW))
         parent = copied

@@ -52,6 +52,21 @@ def test_layer_without_outliers_gets_one_range_and_no_smoothing():
     assert result.module[0].input_factors is None
 
 
+def test_layers_may_be_called_by_keyword():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, input):
+            return self.fc(input=input)
+
+    torch.manual_seed(0)
+    model = Model("m", Keyword(), {"input": torch.randn(1, 8)})
+    result = quantized(model, batches_for(model))
+    assert sqnr_db(model.outputs()[0], result.outputs()[0]) > 30
+
+
 def test_layer_that_widens_is_never_quantized_by_token():
     model = tokens_model(columns=8, rows=32)
     x = torch.randn(8, 6, 8)

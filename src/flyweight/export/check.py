@@ -13,7 +13,7 @@ from flyweight.evaluate.parity import parity
 from flyweight.model import Model
 from flyweight.run.onnxruntime import OnnxRuntime
 from flyweight.run.pytorch import PyTorchRuntime
-from flyweight.tensors.encoded import encoded_layers
+from flyweight.tensors.encoded import encoded_layers, input_of
 
 FLOAT_TOLERANCE = 1e-3
 # Integer kernels multiply sums by rounded scales, and MatMulNBits rounds activations by itself: now and then
@@ -57,12 +57,15 @@ def _tolerance(model: Model, batch: Mapping[str, Tensor]) -> float:
     exact = model.outputs(batch)[0]
     generator = torch.Generator().manual_seed(0)
 
-    def disturb(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not args[0].is_floating_point():
+    def disturb(
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
+        x = input_of(args, kwargs)
+        if not x.is_floating_point():
             return None
-        return (args[0] * (1 + DISTURBANCE * torch.randn(args[0].shape, generator=generator)),)
+        return (x * (1 + DISTURBANCE * torch.randn(x.shape, generator=generator)),), {}
 
-    handles = [layer.register_forward_pre_hook(disturb) for layer in layers]
+    handles = [layer.register_forward_pre_hook(disturb, with_kwargs=True) for layer in layers]
     try:
         disturbed = model.outputs(batch)[0]
     finally:

@@ -14,6 +14,7 @@ from torch import nn
 from flyweight.core.plan import Scalar
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.load.weights import check_finite, load_weights, read_weights
+from flyweight.tensors.encoded import LAYERS
 from flyweight.user_code import user_object
 
 
@@ -40,7 +41,8 @@ def load_module(spec: str, weights: Path | None = None, *, arguments: Mapping[st
 def prepared(module: nn.Module, name: str) -> nn.Module:
     """The module on the CPU with float32 parameters, in eval mode; changed in place.
 
-    Embeddings with ``max_norm`` get the rows that they would give.
+    Embeddings with ``max_norm`` get the rows that they would give. A single layer becomes a sequence of one,
+    as techniques replace layers inside a module.
 
     Raises:
         InputError: A parameter has no data, or is not finite.
@@ -52,7 +54,7 @@ def prepared(module: nn.Module, name: str) -> nn.Module:
     module = module.to("cpu", torch.float32).eval()
     check_finite(module, name)
     _apply_max_norms(module)
-    return module
+    return nn.Sequential(module) if isinstance(module, LAYERS) else module
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from flyweight.measure.float_modules import float_modules
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineWeight
-from flyweight.tensors.encoded import LAYERS, EncodedLayer, Layer, changes_its_weight
+from flyweight.tensors.encoded import LAYERS, EncodedLayer, Layer, changes_its_weight, input_of
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -38,15 +38,17 @@ def profile(model: Model) -> ModelProfile:
     handles = []
 
     def record(name: str, module: EncodedLayer | Layer) -> torch.utils.hooks.RemovableHandle:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            layer = _profile_of(name, module, args[0], output)
+        def hook(
+            _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor
+        ) -> None:
+            layer = _profile_of(name, module, input_of(args, kwargs), output)
             before = found.get(name)
             owner, owning = owners.setdefault(id(_layer_of(module).weight), (name, module))
             tied = owning is not module and _stored_alike(owning, module)
             layer = replace(layer, tied_to=owner if tied else None)
             found[name] = layer if before is None else replace(before, macs=before.macs + layer.macs)
 
-        return module.register_forward_hook(hook)
+        return module.register_forward_hook(hook, with_kwargs=True)
 
     for name, module in model.module.named_modules():
         known = type(module) in LAYERS and not changes_its_weight(module)

@@ -23,6 +23,7 @@ from flyweight.errors import UnsupportedError
 from flyweight.model import Model
 from flyweight.tensors.activation import ActivationGranularity, DynamicQuantizer
 from flyweight.tensors.affine import AffineForm, encode_affine
+from flyweight.tensors.encoded import input_of
 
 PROBE_EXAMPLES = 8
 # Alpha of the source: 0 leaves the activations as they are, 1 makes all channels equal.
@@ -124,10 +125,10 @@ def _groups(
     read: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def record(name: str) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            read[name].append(args[0])
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+            read[name].append(input_of(args, kwargs))
 
-        return model.module.get_submodule(name).register_forward_pre_hook(hook)
+        return model.module.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
 
     handles = [record(name) for name in layers]
     try:

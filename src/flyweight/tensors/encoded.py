@@ -7,7 +7,7 @@ training); frozen, it holds one encoding, which is what exporters read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -123,9 +123,9 @@ class EncodedLayer(nn.Module):
             return None
         return self.input_scale * encoding.scale.reshape(-1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
-        weight = self._decoded()
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's output; the parameter has torch's name, as a model may call its layers by keyword."""
+        x, weight = input, self._decoded()
         if self.input_factors is not None:
             x = x * self.input_factors
         if self.input_quantizer is not None:
@@ -135,6 +135,11 @@ class EncodedLayer(nn.Module):
     def _decoded(self) -> Tensor:
         decoded = self.encoding().decode().to(self.layer.weight.dtype)
         return decoded if self.frozen is not None else straight_through(self.layer.weight, decoded)
+
+
+def input_of(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
+    """What a layer reads, as hooks see its call."""
+    return args[0] if args else kwargs["input"]
 
 
 def _no_change(module: nn.Module, args: tuple[Tensor, ...]) -> None:

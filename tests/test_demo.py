@@ -112,13 +112,16 @@ DEMO = Settings(
     data="flyweight.demo:digits",
     out="elsewhere",
     preprocessing={"rescale": 1 / 16},
+    overwrite=True,
 )
 
 
 @pytest.mark.usefixtures("untrained")
 def test_an_artifact_that_no_demo_made_is_refused_before_the_network_is_trained(tmp_path: Path) -> None:
-    for settings in (MINE, replace(DEMO, techniques=("weight_only",))):
-        folder = write_artifact(tmp_path / settings.model.partition(":")[0], settings=settings.to_dict())
+    others = (MINE, replace(DEMO, techniques=("weight_only",)), replace(DEMO, overwrite=False), DEMO)
+    for number, settings in enumerate(others):
+        status = "exported" if settings is DEMO else "shipped"
+        folder = write_artifact(tmp_path / f"{number}", settings=settings.to_dict(), status=status)
         with pytest.raises(InputError, match=r"holds an artifact already; overwrite it \(--overwrite\)"):
             run_demo(folder, console=Console(file=io.StringIO()))
         with pytest.raises(KeyboardInterrupt):

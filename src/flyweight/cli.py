@@ -343,7 +343,7 @@ def _show_quality(quality: Quality, terminal: Terminal) -> None:
         _tell(f"  {name}: {value:.4f} on {examples}", terminal)
     better = len(quality.slices) - WORST_SLICES
     if better > 0:
-        _tell(f"  {better} more are better; --json lists all", terminal)
+        _tell(f"  {better} more are no worse; --json lists all", terminal)
     if quality.few:
         listed = ", ".join(f"{name} ({count})" for name, count in quality.few[:FEW_SHOWN])
         more = ", ..." if len(quality.few) > FEW_SHOWN else ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -78,10 +77,9 @@ def run_demo(out: Path, *, console: Console, overwrite: bool = False, progress: 
         data="flyweight.demo:digits",
         out=str(out),
         preprocessing={"rescale": 1 / BRIGHTEST},
-        overwrite=overwrite,
+        overwrite=True,
     )
-    settings = replace(settings, overwrite=overwrite or _made_alike(out, settings))
-    check_replaceable(out, overwrite=settings.overwrite)
+    check_replaceable(out, overwrite=overwrite or _made_alike(out, settings))
     check_replaceable(refused_path(out), overwrite=True)
     splits = digits()
     module = train(splits.train, progress=progress)
@@ -142,16 +140,17 @@ def train(examples: Examples, *, seed: int = 0, progress: Progress = SILENT) -> 
 
 
 def _made_alike(folder: Path, settings: Settings) -> bool:
-    """Whether an artifact lies in ``folder`` that was made with these settings, by an earlier release too."""
+    """Whether ``folder`` holds what was compressed with these settings, by an earlier release too."""
     if not holds_artifact(folder):
         return False
     try:
-        recorded = read_manifest(folder).settings
+        manifest = read_manifest(folder)
     except ArtifactError:
         return False
-    own = settings.to_dict()
-    compared = (own.keys() & recorded.keys()) - {"out", "overwrite"}
-    return {"model", "data"} <= compared and all(own[key] == recorded[key] for key in compared)
+    own, recorded = settings.to_dict(), manifest.settings
+    compared = (own.keys() & recorded.keys()) - {"out"}
+    same = {"model", "data", "overwrite"} <= compared and all(own[key] == recorded[key] for key in compared)
+    return same and manifest.status != "exported"
 
 
 @contextmanager

@@ -34,10 +34,22 @@ def running(tmp_path: Path):
     folder.mkdir()
     temporary.mkdir()
     (folder / "nets.py").write_text(NET)
+    (folder / "metrics.py").write_text("def any(outputs, targets):\n    return targets * 0.0\n")
     images = np.random.default_rng(0).standard_normal((64, 3, 64, 64)).astype(np.float32)
     np.savez(folder / "data.npz", x=images, y=np.arange(64) % 2)
     line = [sys.executable, "-m", "flyweight", "compress", "nets.py:net", "--data", "data.npz", "-o", "out"]
-    options = ["--technique", "weight_only", "--batch-size", "32", "--threads", "1", "--seconds", "60"]
+    options = [
+        "--task",
+        "metrics.py:any",
+        "--technique",
+        "weight_only",
+        "--batch-size",
+        "32",
+        "--threads",
+        "1",
+        "--seconds",
+        "60",
+    ]
     process = subprocess.Popen(
         [*line, *options],
         cwd=folder,

@@ -115,6 +115,17 @@ def test_evaluate_says_which_examples_were_used_and_which_classes_have_too_few(
     assert "with too few examples to tell: class " in printed
 
 
+@pytest.mark.parametrize(
+    "flags", [("--rescale", "0.5"), ("--weights", "net.safetensors"), ("--model-arg", "n=9")]
+)
+def test_evaluate_refuses_what_an_artifact_brings_itself(
+    flags: tuple[str, str], small: Path, command: Command
+):
+    code, _, errors = command("evaluate", small, "--data", "data.npz", *flags)
+    assert code == 2
+    assert "is an artifact, which brings its own weights and preprocessing" in errors
+
+
 def test_evaluate_does_not_run_the_code_of_an_artifacts_own_metric_unasked(small: Path, command: Command):
     folder = Path("theirs")
     shutil.copytree(small, folder)

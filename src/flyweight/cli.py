@@ -190,6 +190,8 @@ def evaluate(
     if named.model is not None and is_artifact(path):
         settings = assembled([recorded_settings(path, task=source.task), *groups, {"out": str(path)}])
         check_runtime(settings.runtime)
+        if settings.preprocessing or settings.weights or settings.model_arguments:
+            raise typer.BadParameter(f"{path} is an artifact, which brings its own weights and preprocessing")
         with _progress(terminal) as progress:
             quality = artifact_quality(path, settings, progress=progress)
     else:

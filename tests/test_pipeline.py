@@ -241,6 +241,8 @@ def test_work_folder_is_removed_after_an_error(temporary: Path, tmp_path: Path):
             {"techniques": ("weight_only",), "technique_settings": {"bits": 12}},
             "bits must be in 2..8, got 12",
         ),
+        ({"plan": "", "techniques": ("weight_only",)}, "leave out --technique"),
+        ({"plan": "", "technique_settings": {"bits": 4}}, "leave out --set"),
         ({"techniques": ("magic",)}, "no technique is called 'magic'"),
         ({"techniques": ("weight_only",), "technique_settings": {"colour": 1}}, "has no setting 'colour'"),
     ],
@@ -249,6 +251,9 @@ def test_wrong_settings_are_refused_before_anything_is_measured(
     changes: dict[str, object], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pipeline, "pack", interrupted)
+    if "plan" in changes:
+        (tmp_path / "plan.json").write_text(Plan("tiny").to_json())
+        changes = {**changes, "plan": str(tmp_path / "plan.json")}
     with pytest.raises(InputError, match=reason):
         run(tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()

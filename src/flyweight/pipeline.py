@@ -189,6 +189,9 @@ def _plans(settings: Settings, model: Model) -> tuple[tuple[str, Plan], ...]:
     """(name, plan) in the order in which they are tried; made before long work: this checks the settings."""
     plan = _given_plan(settings)
     if plan is not None:
+        if settings.techniques or settings.technique_settings:
+            flag = "--technique" if settings.techniques else "--set"
+            raise InputError(f"plan {settings.plan} says techniques and settings itself: leave out {flag}")
         predicted(plan, profile(model))
         return (("plan", plan),)
     try:

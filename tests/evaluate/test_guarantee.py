@@ -140,9 +140,7 @@ def test_few_examples_are_noted():
 
 
 def test_bound_that_is_missed_by_far_is_told_as_a_multiple():
-    assert verdict(budget=Budget(storage_bytes=1.0)).reasons == (
-        "it takes 400 B, 400 times the 1 B allowed",
-    )
+    assert verdict(budget=Budget(storage_bytes=1.0)).reasons == ("it takes 400 B, 400 times the 1 B allowed",)
 
 
 def test_drop_that_the_examples_do_not_prove_is_noted():

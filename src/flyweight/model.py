@@ -62,10 +62,15 @@ class Model:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy; without the warning that torch's own graph modules give about torch's own deprecations."""
+    """A deep copy; without the warning that torch's own graph modules give about torch's own deprecations.
+
+    Tensors that a module keeps and computed with gradients, as old-style weight norm does, become values.
+    """
+    kept = [t for m in module.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    values = {id(t): t.detach().clone() for t in kept}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, values)
 
 
 def tensors_of(returned: object, model: str) -> tuple[Tensor, ...]:

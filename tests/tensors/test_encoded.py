@@ -111,7 +111,7 @@ def test_layer_with_two_names_is_encoded_under_both():
 
 def test_embedding_that_changes_its_weight_is_refused_by_name():
     root = nn.Sequential(nn.Embedding(3, 2, max_norm=1.0))
-    with pytest.raises(UnsupportedError, match="embedding '0' has max_norm"):
+    with pytest.raises(UnsupportedError, match="layer '0' is an embedding with max_norm"):
         attach(root, "0", affine_encoder(AffineForm()), "test")
 
 

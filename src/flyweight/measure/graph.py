@@ -19,7 +19,7 @@ from torch.nn.utils import fusion
 
 from flyweight.errors import UnsupportedError
 from flyweight.model import Model, copied
-from flyweight.tensors.encoded import EncodedLayer, encoded_layers, exchange
+from flyweight.tensors.encoded import EncodedLayer, encoded_layers, exchange, has_own_code
 
 ATEN = torch.ops.aten
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -209,18 +209,19 @@ def _owner(
 ) -> tuple[str, nn.Module] | None:
     """First name and layer of what computed ``node`` with the parameter called ``weight``.
 
-    Of several layers that share the parameter it is the one whose forward the operator came from.
+    Of several layers that share the parameter it is the one whose forward the operator came from. None where
+    the layer computes more than the operator, as a subclass or with hooks: all it does was traced.
     """
     path, _, attribute = weight.rpartition(".")
     if attribute != "weight" or not path:
         return None
     shared = source.get_submodule(path).weight
     owners = [(name, m) for name, m in source.named_modules() if isinstance(m, kinds) and m.weight is shared]
-    if len(owners) < 2:
-        return owners[0] if owners else None
-    stack = [str(called) for called, _ in node.meta.get("nn_module_stack", {}).values()]
-    caller = source.get_submodule(stack[-1]) if stack else source
-    return next(((name, m) for name, m in owners if m is caller), None)
+    if len(owners) > 1:
+        stack = [str(called) for called, _ in node.meta.get("nn_module_stack", {}).values()]
+        caller = source.get_submodule(stack[-1]) if stack else source
+        owners = [(name, m) for name, m in owners if m is caller]
+    return next(((name, m) for name, m in owners if type(m) in kinds and not has_own_code(m)), None)
 
 
 def _before_padding(layer: nn.Conv1d | nn.Conv2d, read: object) -> fx.Node | None:

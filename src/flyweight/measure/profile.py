@@ -14,7 +14,7 @@ from flyweight.measure.float_modules import float_modules
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineWeight
-from flyweight.tensors.encoded import LAYERS, EncodedLayer, Layer, changes_its_weight, input_of
+from flyweight.tensors.encoded import EncodedLayer, Layer, input_of, obstacle
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -29,8 +29,8 @@ def profile(model: Model) -> ModelProfile:
     """Profile of ``model`` from one forward pass of its example inputs (batch 1).
 
     A layer that runs twice is recorded once, with the work of both. Weighted layers of other kinds,
-    subclasses of the known ones and embeddings with ``max_norm`` included, are float modules: no technique
-    touches them.
+    subclasses of the known ones, layers with hooks and embeddings with ``max_norm`` included, are float
+    modules: no technique touches them.
     """
     found: dict[str, LayerProfile] = {}
     owners: dict[int, tuple[str, EncodedLayer | Layer]] = {}
@@ -51,8 +51,8 @@ def profile(model: Model) -> ModelProfile:
         return module.register_forward_hook(hook, with_kwargs=True)
 
     for name, module in model.module.named_modules():
-        known = type(module) in LAYERS and not changes_its_weight(module)
-        if isinstance(module, EncodedLayer) or (known and id(module) not in inside):
+        takes = id(module) not in inside and obstacle(module) is None
+        if isinstance(module, EncodedLayer) or takes:
             handles.append(record(name, cast("EncodedLayer | Layer", module)))
     try:
         model.outputs()

@@ -8,7 +8,7 @@ training); frozen, it holds one encoding, which is what exporters read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, final, runtime_checkable
+from typing import Protocol, cast, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -165,22 +165,14 @@ def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> Enco
     A layer with several names is wrapped under all of them.
 
     Raises:
-        UnsupportedError: The module is none of Linear, Conv1d, Conv2d, Embedding, or changes its weight as it
-            runs (``max_norm``).
+        UnsupportedError: The module cannot be encoded, see `obstacle`.
     """
     layer = root.get_submodule(name)
     if not isinstance(layer, EncodedLayer):
-        if not isinstance(layer, LAYERS):
-            known = ", ".join(kind.__name__ for kind in LAYERS)
-            raise UnsupportedError(
-                f"layer {name!r} is a {type(layer).__name__}; {known} can be encoded: leave it out"
-            )
-        if changes_its_weight(layer):
-            raise UnsupportedError(
-                f"embedding {name!r} has max_norm, with which it changes its weight as it runs: leave it "
-                "out, or shorten its rows once and set max_norm to None"
-            )
-        wrapped = EncodedLayer(layer)
+        reason = obstacle(layer)
+        if reason is not None:
+            raise UnsupportedError(f"layer {name!r} {reason}")
+        wrapped = EncodedLayer(cast("Layer", layer))
         exchange(root, layer, wrapped)
         layer = wrapped
     layer.encoders = (*layer.encoders, encoder)
@@ -188,9 +180,29 @@ def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> Enco
     return layer
 
 
-def changes_its_weight(layer: nn.Module) -> bool:
-    """Whether its forward writes to its weight."""
-    return isinstance(layer, nn.Embedding) and layer.max_norm is not None
+def obstacle(module: nn.Module) -> str | None:
+    """Why a module cannot be encoded, what follows its name in a sentence; None where it can."""
+    if type(module) not in LAYERS:
+        known = ", ".join(kind.__name__ for kind in LAYERS)
+        return f"is a {type(module).__name__}; {known} can be encoded: leave it out"
+    if has_own_code(module):
+        return (
+            "computes more than torch's layer, by a hook, a forward() or a reparametrised weight of its own: "
+            "leave it out"
+        )
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return (
+            "is an embedding with max_norm, with which it changes its weight as it runs: leave it "
+            "out, or shorten its rows once and set max_norm to None"
+        )
+    return None
+
+
+def has_own_code(module: nn.Module) -> bool:
+    """Whether an instance of a class with a weight runs other code than its class: hooks and the like."""
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+    replaced = getattr(module.forward, "__func__", None) is not type(module).forward
+    return hooked or replaced or "weight" not in module._parameters
 
 
 def exchange(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

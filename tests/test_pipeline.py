@@ -242,7 +242,7 @@ def test_work_folder_is_removed_after_an_error(temporary: Path, tmp_path: Path):
             "bits must be in 2..8, got 12",
         ),
         ({"plan": "", "techniques": ("weight_only",)}, "leave out --technique"),
-        ({"plan": "", "technique_settings": {"bits": 4}}, "leave out --set"),
+        ({"plan": "", "techniques": (), "technique_settings": {"bits": 4}}, "leave out --set"),
         ({"techniques": ("magic",)}, "no technique is called 'magic'"),
         ({"techniques": ("weight_only",), "technique_settings": {"colour": 1}}, "has no setting 'colour'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -132,6 +133,7 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
         notes=(
             *run.notes,
             *notes_on(layers, planned),
+            *_outputs_note(artifact),
             *_interaction_note(artifact, settings),
             *caveats(measured[2], settings.budget),
         ),
@@ -141,6 +143,13 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Tried(report, artifact, plan)
+
+
+def _outputs_note(artifact: Artifact) -> tuple[str, ...]:
+    outputs = [spec.name for spec in read_manifest(artifact.path).outputs]
+    if len(outputs) == 1:
+        return ()
+    return (f"quality was measured on the first of {len(outputs)} outputs, {outputs[0]!r}, alone",)
 
 
 def _interaction_note(artifact: Artifact, settings: Settings) -> tuple[str, ...]:
@@ -158,10 +167,11 @@ def measured_subject(
 ) -> Subject:
     """The artifact in its runtime, scored on the evaluation split."""
     scores = scored(artifact, _conditions(settings), _preprocess(model), task, splits, progress=progress)
-    layers = profile(model).layers
-    integer_macs = sum(layer.macs for layer in layers if layer.activation_bits == 8)
-    operand_bits = 8 if 2 * integer_macs > sum(layer.macs for layer in layers) else FLOAT_BITS
-    return Subject(artifact=artifact, scores=scores, operand_bits=operand_bits)
+    counted = profile(model)
+    macs = Counter({FLOAT_BITS: sum(module.macs for module in counted.float_modules)})
+    for layer in counted.layers:
+        macs[layer.activation_bits] += layer.macs
+    return Subject(artifact=artifact, scores=scores, macs=macs)
 
 
 def _conditions(settings: Settings) -> Conditions:

@@ -128,7 +128,7 @@ def test_sentence_pairs_without_a_header(tmp_path):
     (tmp_path / "pairs.csv").write_text("".join(f"one {i},two {i},{i}.5\n" for i in range(8)))
     data = open_data(tmp_path / "pairs.csv", SETTINGS, class_targets=None)
     assert list(data.train.inputs) == ["text", "text_b"]
-    assert data.train.targets.dtype == np.float32
+    assert data.train.targets.dtype == np.float64
     assert len(data.train) + len(data.evaluation) == 8
 
 

@@ -29,9 +29,10 @@ def test_whole_numbers_are_classes_by_value(labels):
     assert (out.targets.dtype, out.targets.tolist(), out.classes) == (np.int64, [0, 2, 1], ("0", "1", "2"))
 
 
-def test_real_targets_are_float32():
-    assert encode(parts(train=[1, 2]), False)["train"].targets.dtype == np.float32
-    assert encode(parts(train=[1.5, 2.0]), None)["train"].targets.dtype == np.float32
+def test_real_targets_keep_their_digits():
+    seconds = [1_700_000_000, 1_700_000_039]
+    assert encode(parts(train=seconds), False)["train"].targets.tolist() == seconds
+    assert encode(parts(train=[1.5, 0.1]), None)["train"].targets.tolist() == [1.5, 0.1]
 
 
 def test_without_a_wish_the_type_decides():

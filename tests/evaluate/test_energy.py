@@ -62,12 +62,18 @@ def test_without_usable_counters_nothing_is_measured(tmp_path):
 
 @pytest.mark.parametrize(("bits", "picojoules"), [(4, 0.3), (8, 0.3), (16, 1.5), (32, 4.6)])
 def test_estimate_is_multiplications_plus_reading_the_weights(bits, picojoules):
-    energy = estimate_energy(1000, 10, operand_bits=bits)
+    energy = estimate_energy({bits: 1000}, 10)
     assert energy.joules == pytest.approx((1000 * picojoules + 10 * 160) * 1e-12)
     assert "Horowitz 2014" in energy.method
+
+
+def test_estimate_prices_each_width_on_its_own():
+    energy = estimate_energy({8: 1000, 32: 100, 4: 10}, 0)
+    assert energy.joules == pytest.approx((1010 * 0.3 + 100 * 4.6) * 1e-12)
+    assert "0.3 pJ a 8-bit, 4.6 pJ a 32-bit multiply-accumulate" in energy.method
 
 
 @pytest.mark.parametrize(("macs", "size", "bits"), [(-1, 0, 8), (0, -1, 8), (0, 0, 0), (0, 0, 64)])
 def test_estimate_refuses_what_is_out_of_range(macs, size, bits):
     with pytest.raises(ValueError, match="must be"):
-        estimate_energy(macs, size, operand_bits=bits)
+        estimate_energy({bits: macs}, size)

@@ -8,7 +8,7 @@ import pytest
 
 from flyweight.core.cost import Budget
 from flyweight.core.report import Comparison, Energy, Estimate, Latency, Measurement, PairedTest
-from flyweight.evaluate.guarantee import caveats, judge, shortfall
+from flyweight.evaluate.guarantee import caveats, is_undecided, judge, shortfall
 
 
 def measured(storage_bytes=1000, p50_s=0.010, peak=None, energy=None, estimate=None):
@@ -113,6 +113,19 @@ def test_all_reasons_are_told():
 
 def test_noise_alone_does_not_refuse():
     assert verdict(comparison=compared(speedup=(0.97, 0.9, 1.01))).shipped
+
+
+@pytest.mark.parametrize(
+    ("speedup", "undecided"),
+    [
+        ((0.8, 0.6, 1.1), True),
+        ((0.99, 0.985, 0.995), False),
+        ((0.9, 0.85, 0.95), False),
+        ((1.1, 0.9, 1.3), False),
+    ],
+)
+def test_only_an_interval_that_may_hold_a_slower_file_leaves_it_open(speedup, undecided):
+    assert is_undecided(compared(speedup=speedup).speedup) is undecided
 
 
 def test_two_percent_are_put_down_to_the_machine():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flyweight.data.examples import Examples, Splits
+from flyweight.evaluate import measurement
 from flyweight.evaluate.measurement import Conditions, scored, timed_inputs
 from flyweight.run.artifact import open_artifact
 from flyweight.tasks.classification import Classification
@@ -36,6 +37,21 @@ def test_quality_is_measured_on_one_example_a_call_where_examples_interact(tmp_p
     scores = scored(artifact, CONDITIONS, preprocessing, Classification(), splits(40))
     assert given == sizes
     assert len(scores) == 40
+
+
+@pytest.mark.parametrize(("after", "times"), [(0.5, 1), (2.0, 1), (None, 3)])
+def test_files_are_timed_again_only_while_it_is_open_which_is_slower(monkeypatch, after, times):
+    made = []
+
+    def interleave(loads, *, seconds):
+        made.append(seconds)
+        unsteady = [[1.0], [1.6], [0.9]] if after is None else [[after]] * 3
+        return [[[1.0]] * 3, unsteady]
+
+    monkeypatch.setattr(measurement, "interleave", interleave)
+    samples = measurement._timed([], 1.0)
+    assert len(made) == times
+    assert [len(sessions) for sessions in samples] == [3 * times] * 2
 
 
 def test_timed_call_takes_texts_of_middling_length():

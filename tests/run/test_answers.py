@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flyweight.errors import InputError
-from flyweight.run.answers import check_answers_path, write_answers
+from flyweight.run.answers import check_answers_path, json_lines, write_answers
 
 COLUMNS = {"label": ["cat", 'a "dog", ü'], "probability": [0.75, float("nan")], "box": [[1, 2], [3, 4]]}
 
@@ -62,3 +62,10 @@ def test_a_path_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, nam
 def test_columns_have_one_length(tmp_path: Path, columns: dict[str, list[int]]) -> None:
     with pytest.raises(ValueError, match="one length"):
         write_answers(tmp_path / "a.csv", columns)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl"])
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path, name: str) -> None:
+    write_answers(tmp_path / name, {"label": ["caf\udce9"]})
+    assert "caf\\udce9" in (tmp_path / name).read_text()
+    assert json.loads(json_lines({"label": ["caf\udce9"]})) == {"label": "caf\udce9"}

@@ -89,3 +89,11 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         open_artifact(folder)
     with pytest.raises(ArtifactError, match="lies outside"):
         describe_files(folder, ["model.onnx"])
+
+
+def test_weights_in_a_file_that_is_not_listed_are_refused(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path, linear() + b"location weights.bin")
+    assert open_artifact(folder).path == folder  # nothing there that it could read
+    (folder / "weights.bin").write_bytes(b"1234")
+    with pytest.raises(ArtifactError, match=r"weights from weights\.bin, which the manifest does not"):
+        open_artifact(folder)

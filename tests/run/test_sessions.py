@@ -122,9 +122,8 @@ def test_weights_outside_of_the_folder_are_refused(runtime: Runtime, tmp_path: P
     outside.write_bytes(TABLE.tobytes())
     (folder / "sub").mkdir(parents=True)
     (folder / "link.bin").symlink_to(outside)
-    artifact = opened(folder, lookup(str(outside) if location == "absolute" else location))
-    with pytest.raises(ArtifactError, match="cannot load"):
-        runtime.load(artifact, 1)
+    with pytest.raises(ArtifactError, match=r"cannot load|reads weights from link\.bin"):
+        runtime.load(opened(folder, lookup(str(outside) if location == "absolute" else location)), 1)
 
 
 @runtimes

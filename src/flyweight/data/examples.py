@@ -22,7 +22,7 @@ class Examples:
     Attributes:
         inputs: Column name to one raw value an example: an array with examples on axis 0, or a sequence of
             texts or of image paths.
-        targets: (examples,) int64 class indices, or (examples, ...) float32; None for unlabelled data.
+        targets: (examples,) int64 class indices, or (examples, ...) float64; None for unlabelled data.
         classes: Class names by index; () where targets are not classes.
         columns: Further columns, for slices: name to (examples,) values.
         roles: Columns of the table they were read from; None where it was none.

@@ -69,7 +69,7 @@ def _encoded(
     if labels and _are_classes(labels, class_targets):
         encoded = {name: _class_indices(values, name) for name, values in labels.items()}
         return encoded, tuple(classes) or _numbered(encoded)
-    return {name: values.astype(np.float32) for name, values in labels.items()}, ()
+    return {name: values.astype(np.float64) for name, values in labels.items()}, ()
 
 
 def _class_names(labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:

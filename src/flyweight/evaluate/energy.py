@@ -6,6 +6,7 @@ Source: Horowitz 2014, doi:10.1109/ISSCC.2014.6757323, figure 1.1.9 (45 nm, 0.9 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -56,30 +57,33 @@ def measure_energy(
     return Energy(joules=sum(used) * 1e-6 / (calls * examples), method=method)
 
 
-def estimate_energy(macs: int, storage_bytes: int | float, *, operand_bits: int | float) -> Energy:
+def estimate_energy(macs: Mapping[int, int], storage_bytes: int | float) -> Energy:
     """A coarse estimate: the multiplications, and every stored byte read from memory once.
 
     Activations are taken to stay in caches, and control and idle power to be free.
 
     Args:
-        macs: Multiply-accumulates of one example.
+        macs: Multiply-accumulates of one example by the bits of the wider operand: 32 for weights of 4 bits
+            that are multiplied with float32 activations. Priced as the next of 8, 16 (float), 32 (float).
         storage_bytes: Bytes of the weights; those of a batch's share where several examples share a pass.
-        operand_bits: Bits of the wider operand of a multiplication: 32 for weights of 4 bits that are
-            multiplied with float32 activations. Priced as the next of 8, 16 (float) and 32 (float).
 
     Raises:
-        ValueError: An argument is negative, or ``operand_bits`` is above 32 or not above 0.
+        ValueError: A count is negative, or bits are above 32 or not above 0.
     """
-    if macs < 0 or storage_bytes < 0:
-        raise ValueError(f"macs and storage_bytes must be at least 0, got {macs} and {storage_bytes}")
-    if not 0 < operand_bits <= 32:
-        raise ValueError(f"operand_bits must be above 0 and at most 32, got {operand_bits}")
-    width = min(bits for bits in MAC_J if bits >= operand_bits)
+    if storage_bytes < 0 or min(macs.values(), default=0) < 0:
+        raise ValueError(f"macs and storage_bytes must be at least 0, got {dict(macs)} and {storage_bytes}")
+    if not all(0 < bits <= 32 for bits in macs):
+        raise ValueError(f"bits must be above 0 and at most 32, got {sorted(macs)}")
+    counted = Counter[int]()
+    for bits, count in macs.items():
+        counted[min(width for width in MAC_J if width >= bits)] += count
+    prices = ", ".join(f"{MAC_J[w] * 1e12:.1f} pJ a {w}-bit" for w, n in sorted(counted.items()) if n)
     method = (
-        f"Horowitz 2014 at 45 nm: {MAC_J[width] * 1e12:.1f} pJ a {width}-bit multiply-accumulate, "
+        f"Horowitz 2014 at 45 nm: {prices or 'no'} multiply-accumulate, "
         f"{DRAM_BYTE_J * 1e12:.0f} pJ a byte of weights, each read once from DRAM; nothing else counted"
     )
-    return Energy(joules=macs * MAC_J[width] + storage_bytes * DRAM_BYTE_J, method=method)
+    work = sum(count * MAC_J[width] for width, count in counted.items())
+    return Energy(joules=work + storage_bytes * DRAM_BYTE_J, method=method)
 
 
 def _domains(root: Path) -> dict[Path, str]:

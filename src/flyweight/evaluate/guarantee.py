@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flyweight.core.cost import Budget
-from flyweight.core.report import Comparison, Measurement, Verdict
+from flyweight.core.report import Comparison, Estimate, Measurement, Verdict
 from flyweight.report.wording import bytes_text, energy_text, speedup_text, time_text
 
 # A file measured against itself, loaded anew, comes out up to 2 % apart on a machine with other work to do.
@@ -69,6 +69,11 @@ def _slower(compressed: Measurement, comparison: Comparison, budget: Budget) -> 
     if not _is_slower(comparison):
         return []
     return [f"{_slowness(comparison)}; --max-latency sets a bound of your own instead"]
+
+
+def is_undecided(speedup: Estimate) -> bool:
+    """Whether the interval leaves open if the file is slower, so that timing it again may tell."""
+    return speedup.value < 1.0 and speedup.low < 1.0 - SPEED_TOLERANCE <= speedup.high
 
 
 def _slowness(comparison: Comparison) -> str:

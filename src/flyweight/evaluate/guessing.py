@@ -39,6 +39,8 @@ def check_better_than_guessing(task: Task, scores: Scores, quality: Estimate) ->
     random, constant = task.guesses(scores)
     if quality.value > constant:
         return ()
+    if constant >= 1.0 and quality.value >= 1.0:
+        return (f"one and the same answer is right for all examples, so {task.metric_name} says little",)
     what = (
         f"the original's {task.metric_name} is {quality.value:.4g} on {len(scores)} examples, no more than "
         f"always giving the same answer ({constant:.4g})"

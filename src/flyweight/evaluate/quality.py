@@ -157,7 +157,7 @@ def _task_and_data(settings: Settings, *, made_with: Mapping[str, object]) -> _C
     of = len(splits.evaluation)
     if splits.evaluation is not splits.train:
         reasons.append("the evaluation part of the data")
-    elif "data" in made_with and Path(str(made_with["data"])) == Path(settings.data):
+    elif "data" in made_with and _is_same(str(made_with["data"]), settings.data):
         splits = split(splits.train, data)
         same = all(made_with.get(key) in (None, getattr(data, key)) for key in _OF_THE_SPLIT)
         reasons.append("held out when it was made" if same else "not those held out when it was made")
@@ -168,6 +168,10 @@ def _task_and_data(settings: Settings, *, made_with: Mapping[str, object]) -> _C
     if len(limited.evaluation) < len(splits.evaluation):
         reasons.append(f"at most {data.evaluation_size} asked for")
     return _Chosen(task=settled, splits=limited, of=of, chosen=", ".join(reasons))
+
+
+def _is_same(recorded: str, given: str) -> bool:
+    return recorded == given or Path(recorded).resolve() == Path(given).resolve()
 
 
 def _quality(scores: Scores, chosen: _Chosen, splits: Splits) -> Quality:

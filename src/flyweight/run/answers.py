@@ -17,6 +17,9 @@ from flyweight.errors import InputError
 
 Columns = Mapping[str, Sequence[object]]
 
+# A class named after a folder whose name is not UTF-8 is written as Python and JSON escape it.
+_UNWRITABLE = "backslashreplace"
+
 
 def check_answers_path(path: str | Path) -> None:
     """Nothing, if `write_answers` knows the format and the folder is there: called before long work.
@@ -55,7 +58,7 @@ def _csv(columns: Columns) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_cell(value) for value in row.values()] for row in _rows(columns))
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors=_UNWRITABLE)
 
 
 def _cell(value: object) -> object:
@@ -64,12 +67,13 @@ def _cell(value: object) -> object:
 
 def _json(columns: Columns) -> bytes:
     rows = [json.dumps(_finite(row), ensure_ascii=False) for row in _rows(columns)]
-    return ("[\n" + ",\n".join(rows) + "\n]\n").encode()
+    return ("[\n" + ",\n".join(rows) + "\n]\n").encode(errors=_UNWRITABLE)
 
 
 def json_lines(columns: Columns) -> str:
     """One JSON object a line and example, with NaN and infinity as null."""
-    return "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in _rows(columns))
+    lines = "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in _rows(columns))
+    return lines.encode(errors=_UNWRITABLE).decode()
 
 
 def _jsonl(columns: Columns) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flyweight._atomic import MANIFEST, write_text
@@ -20,6 +21,10 @@ __all__ = [
     "read_manifest",
     "write_manifest",
 ]
+
+
+_EXTERNAL_DATA = b"location"  # the key under which ONNX names a file with weights
+_PIECE_BYTES = 1 << 20
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> Mapping[str, FileEntry]:
@@ -73,6 +78,8 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
             raise ArtifactError(
                 f"{folder} is damaged: {name} is not the file its manifest lists; copy or make it again"
             )
+    if verify:
+        _check_unlisted(folder, manifest)
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     return Artifact(
         path=folder,
@@ -81,6 +88,34 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
         files=sizes | {MANIFEST: (folder / MANIFEST).stat().st_size},
         sha256=manifest.files[manifest.model_file].sha256,
     )
+
+
+def _check_unlisted(folder: Path, manifest: Manifest) -> None:
+    """No file that the manifest does not list is named in the model file, as one with weights would be."""
+    listed = {(folder / name).resolve() for name in (MANIFEST, *manifest.files)}
+    others = {
+        os.fsencode(file.name): file.name
+        for file in folder.rglob("*")
+        if file.is_file() and file.resolve() not in listed
+    }
+    found = _named_in(_inside(folder, manifest.model_file), [_EXTERNAL_DATA, *others])
+    if _EXTERNAL_DATA in found and len(found) > 1:
+        name = next(others[raw] for raw in others if raw in found)
+        raise ArtifactError(
+            f"{folder} cannot be used: {manifest.model_file} reads weights from {name}, which the manifest "
+            "does not list; make the artifact again"
+        )
+
+
+def _named_in(file: Path, names: Sequence[bytes]) -> set[bytes]:
+    """Those of ``names`` that occur in a file, which is read piece by piece so as to take no memory."""
+    longest, found, tail = max(map(len, names)), set[bytes](), b""
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            text = tail + piece
+            found |= {name for name in names if name in text}
+            tail = text[-longest:]
+    return found
 
 
 def _manifest_text(file: Path) -> str:

@@ -6,15 +6,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.load.pytorch import load_module, prepared
+from flyweight.model import copied
+from flyweight.tensors.encoded import has_own_code
 
 CODE = """
 from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from neighbour import WIDTH
 
 @dataclass
@@ -139,3 +143,64 @@ def test_shared_embedding_with_max_norm_is_refused():
     module[1].weight = module[0].weight
     with pytest.raises(UnsupportedError, match="embedding '0' has max_norm, and another layer reads"):
         prepared(module, "m")
+
+
+def old_weight_norm(layer):
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.utils.weight_norm(layer)
+
+
+BAKED = {
+    "old weight norm": old_weight_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned twice": lambda layer: prune.random_unstructured(
+        prune.l1_unstructured(layer, "weight", 0.5), "bias", 0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("make", BAKED.values(), ids=BAKED.keys())
+def test_reparametrised_weights_become_plain_ones_and_the_copied_module_keeps_its_own(make):
+    torch.manual_seed(0)
+    module = nn.Sequential(make(nn.Linear(6, 5)), nn.Tanh(), make(nn.Linear(5, 3))).eval()
+    x = torch.randn(4, 6)
+    wanted, before = module(x), {name: value.clone() for name, value in module.state_dict().items()}
+    found = prepared(copied(module), "m")
+    assert [type(layer) for layer in found] == [nn.Linear, nn.Tanh, nn.Linear]
+    assert sorted(found.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert all(isinstance(p, nn.Parameter) for p in (found[0].weight, found[0].bias))
+    assert not any(has_own_code(layer) for layer in (found[0], found[2]))
+    torch.testing.assert_close(found(x), wanted)
+    assert {name: value.tolist() for name, value in module.state_dict().items()} == {
+        name: value.tolist() for name, value in before.items()
+    }
+    torch.testing.assert_close(module(x), wanted)
+
+
+def test_single_reparametrised_layer_becomes_a_sequence_of_one():
+    found = prepared(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), "fc")
+    assert [type(layer) for layer in found.children()] == [nn.Linear]
+
+
+@pytest.mark.parametrize("make", [lambda m: m, lambda m: nn.Sequential(m, nn.Linear(2, 2))])
+def test_torchscript_is_refused_in_one_sentence(make):
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+        module = make(torch.jit.script(nn.Sequential(nn.Linear(3, 2))))
+    with pytest.raises(UnsupportedError, match=r"'net' is TorchScript.*give the Python module") as raised:
+        prepared(module, "net")
+    assert "\n" not in str(raised.value)
+
+
+def test_baked_mask_spares_the_layer_that_shares_the_weight():
+    module = nn.Sequential(nn.Embedding(5, 5), nn.Linear(5, 5))
+    module[1].weight = module[0].weight
+    prune.l1_unstructured(module[1], "weight", 0.5)
+    ids = torch.arange(5)
+    wanted = module(ids)
+    found = prepared(module, "m")
+    torch.testing.assert_close(found(ids), wanted)
+    assert (found[0].weight != 0).all()
+    assert (found[1].weight == 0).any()

@@ -13,6 +13,7 @@ from torch import nn
 
 from flyweight.core.plan import Scalar
 from flyweight.errors import InputError, UnsupportedError
+from flyweight.load.reparametrised import bake
 from flyweight.load.weights import check_finite, load_weights, read_weights
 from flyweight.tensors.encoded import LAYERS
 from flyweight.user_code import user_object
@@ -41,17 +42,24 @@ def load_module(spec: str, weights: Path | None = None, *, arguments: Mapping[st
 def prepared(module: nn.Module, name: str) -> nn.Module:
     """The module on the CPU with float32 parameters, in eval mode; changed in place.
 
-    Embeddings with ``max_norm`` get the rows that they would give. A single layer becomes a sequence of one,
-    as techniques replace layers inside a module.
+    Reparametrised weights and embeddings with ``max_norm`` get the weights that they would compute with. A
+    single layer becomes a sequence of one, as techniques replace layers inside a module.
 
     Raises:
         InputError: A parameter has no data, or is not finite.
-        UnsupportedError: Another layer reads the rows of an embedding with ``max_norm``.
+        UnsupportedError: It is TorchScript, or another layer reads an embedding with ``max_norm``.
     """
+    script = next((key for key, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if script is not None:
+        raise UnsupportedError(
+            f"{name!r} is TorchScript{f' at {script!r}' if script else ''}, whose layers cannot be replaced: "
+            "give the Python module that it was made from"
+        )
     without_data = next((key for key, tensor in module.named_parameters() if tensor.is_meta), None)
     if without_data is not None:
         raise InputError(f"weight {without_data!r} of {name!r} has no data (meta device); give --weights")
     module = module.to("cpu", torch.float32).eval()
+    bake(module)
     check_finite(module, name)
     _apply_max_norms(module)
     return nn.Sequential(module) if isinstance(module, LAYERS) else module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,48 @@ def test_ports_keep_their_names_and_dynamic_axes(tmp_path: Path):
     for shape in [(1, 1), (3, 9)]:
         (output,) = session({"tokens": np.zeros(shape, np.int64)})
         assert output.shape == (shape[0], 4)
+
+
+def test_parameters_of_short_names_are_stored(tmp_path: Path):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            for name in reversed(string.ascii_uppercase):
+                self.register_buffer(name, torch.rand(8))
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            x = self.layer(input)
+            return torch.cat([getattr(self, name) * x for name in reversed(string.ascii_uppercase)], 1)
+
+    written(Model("named", Named(), {"input": torch.randn(1, 8)}), tmp_path, "weight_only")
+
+
+def test_buffer_that_the_user_calls_codes_is_stored(tmp_path: Path):
+    class Codebook(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8))
+            self.register_buffer("codes", torch.randn(8))
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return input * self.weight + self.codes
+
+    layers = nn.Sequential(nn.Linear(8, 8), Codebook())
+    written(Model("codebook", layers, {"input": torch.randn(1, 8)}), tmp_path, "weight_only")
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, IndexError, AttributeError, AssertionError])
+def test_graph_that_cannot_be_cleaned_up_is_refused_by_name(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def clean(*_: object) -> None:
+        raise kind("a strange node")
+
+    monkeypatch.setattr(exporter, "clean", clean)
+    with pytest.raises(UnsupportedError, match=r"'perceptron' cannot be exported to ONNX: .*strange node"):
+        OnnxExporter().export(perceptron(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Passing(nn.Module):
@@ -409,7 +452,7 @@ def test_model_that_cannot_be_traced_is_refused_by_name(tmp_path: Path):
 
 
 def test_file_beyond_two_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(exporter, "MAX_PROTO_BYTES", 1000)
+    monkeypatch.setattr(exporter, "MAX_STORED_BYTES", 1000)
     with pytest.raises(UnsupportedError, match="one ONNX file holds 2 GB: choose fewer bits"):
         OnnxExporter().export(perceptron(), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

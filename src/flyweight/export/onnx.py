@@ -13,6 +13,7 @@ from typing import Any, final
 
 import torch
 from torch import nn
+from torch._export.verifier import SpecViolationError
 
 from flyweight import _atomic
 from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile
@@ -32,7 +33,17 @@ BYTES_A_FLOAT_LAYER = 100
 BYTES_AN_INTEGER_LAYER = {"float": 155, "dynamic": 200, "static": 330}
 BYTES_OF_A_RESHAPE = 110  # of a convolution's weight, where neighbouring columns share a scale
 HALF_SCALE_BITS = 16
-MAX_PROTO_BYTES = 2_000_000_000
+MAX_STORED_BYTES = 2_000_000_000  # a message of protobuf ends at 2**31; the rest is for the graph
+# What tracing, translating and cleaning up raise on modules and graphs that they do not understand.
+_FAILURES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
 
 
 @final
@@ -61,24 +72,13 @@ class OnnxExporter:
             UnsupportedError: The model cannot be traced, uses an operator without ONNX counterpart, or
                 exceeds 2 GB.
         """
-        import onnx_ir as ir
-
-        code_bits = {
-            f"{name}.{CODES}": layer.encoding().form.bits  # type: ignore[attr-defined]
-            for name, layer in encoded_layers(model.module)
-            if isinstance(layer.encoding(), AffineWeight)
-        }
-        proto = _traced(model, _export_form(model.module))
-        clean(proto, code_bits)
-        _name_ports(proto.graph, model)
-        file = ir.to_proto(proto)
-        # Runtimes infer shapes; stored, they were a tenth of a small file.
-        file.graph.ClearField("value_info")
-        data = file.SerializeToString()
-        if len(data) > MAX_PROTO_BYTES:
+        try:
+            data = _file(model)
+        except (torch.onnx.OnnxExporterError, SpecViolationError, *_FAILURES) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UnsupportedError(
-                f"model {model.name!r} takes {len(data)} bytes; one ONNX file holds 2 GB: choose fewer bits"
-            )
+                f"model {model.name!r} cannot be exported to ONNX: {reason.strip()}"
+            ) from error
         _atomic.write_bytes(path, data)
 
 
@@ -133,30 +133,44 @@ def _export_form(module: nn.Module) -> nn.Module:
     return form
 
 
+def _file(model: Model) -> bytes:
+    import onnx_ir as ir
+
+    code_bits = {
+        f"{name}.{CODES}": layer.encoding().form.bits  # type: ignore[attr-defined]
+        for name, layer in encoded_layers(model.module)
+        if isinstance(layer.encoding(), AffineWeight)
+    }
+    proto = _traced(model, _export_form(model.module))
+    clean(proto, code_bits)
+    _name_ports(proto.graph, model)
+    stored = sum(v.const_value.nbytes for v in proto.graph.initializers.values() if v.const_value is not None)
+    if stored > MAX_STORED_BYTES:
+        raise UnsupportedError(
+            f"the weights of model {model.name!r} take {stored} bytes; one ONNX file holds 2 GB: "
+            "choose fewer bits"
+        )
+    file = ir.to_proto(proto)
+    # Runtimes infer shapes; stored, they were a tenth of a small file.
+    file.graph.ClearField("value_info")
+    data: bytes = file.SerializeToString()
+    return data
+
+
 def _traced(model: Model, module: nn.Module) -> Any:
     inputs = doubled(model.example_inputs)
-    try:
-        with quiet_tracer(), torch.no_grad():
-            program = torch.export.export(
-                module, (), inputs, dynamic_shapes=dynamic_shapes(model), strict=False
-            )
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                custom_translation_table=dict(translations()),
-                verbose=False,
-                optimize=True,
-            )
-    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UnsupportedError(
-            f"model {model.name!r} cannot be exported to ONNX: {reason.strip()}"
-        ) from error
-    if exported is None:
-        raise UnsupportedError(
-            f"model {model.name!r} cannot be exported to ONNX: the exporter returned nothing"
+    with quiet_tracer(), torch.no_grad():
+        program = torch.export.export(module, (), inputs, dynamic_shapes=dynamic_shapes(model), strict=False)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table=dict(translations()),
+            verbose=False,
+            optimize=True,
         )
+    if exported is None:
+        raise RuntimeError("the exporter returned nothing")
     return exported.model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +35,7 @@ def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces outweigh a small model
     _drop_default_attributes(model)
-    _shorten_names(model.graph)
+    _shorten_names(model.graph, code_bits)
     model.producer_name, model.producer_version = "flyweight", None
     model.graph.name = "g"
 
@@ -175,9 +175,9 @@ def _plain(value: object) -> object:
     return value.encode() if isinstance(value, str) else value
 
 
-def _shorten_names(graph: ir.Graph) -> None:
+def _shorten_names(graph: ir.Graph, codes: Collection[str]) -> None:
     """Every name is stored at each use; only inputs, outputs and stored weights keep theirs."""
-    kept = {value.name for value in [*graph.inputs, *graph.outputs]}
+    kept = {value.name for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]}
     names = (name for name in _short_names() if name not in kept)
     for node in graph:
         node.name = None
@@ -186,7 +186,7 @@ def _shorten_names(graph: ir.Graph) -> None:
                 output.name = next(names)
     for value in list(graph.initializers.values()):
         old = value.name or ""
-        if old.endswith(f".{CODES}"):
+        if old in codes:
             value.name = old.removesuffix(CODES) + "weight"
         elif not old.endswith("weight"):
             value.name = next(names)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from flyweight import catalog
 from flyweight.core.layer import LayerProfile, ModelProfile
 from flyweight.core.plan import Plan, Stage
 from flyweight.core.protocols import Technique
-from flyweight.errors import ContractError, InputError
+from flyweight.errors import ContractError, InputError, UnsupportedError
+from flyweight.measure.agreement import check_wrapping
 from flyweight.measure.error import folded
+from flyweight.measure.graph import capture
 from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.tensors.encoded import freeze
@@ -34,12 +36,14 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
 
     Raises:
         InputError: The plan does not fit the model, see `predicted`.
+        UnsupportedError: The model can neither be traced nor computes the same with encoded layers.
         ContractError: A technique changed the output shapes, or its layers are not what it predicted.
     """
     expected = predicted(plan, profile(model))
     shapes = model.output_shapes()
     quantizes = any(decision.stage >= Stage.QUANTIZE for decision in plan.decisions)
     result = (folded(model) if quantizes else model).clone()
+    _make_wrappable(result, plan, batches)
     for decision in plan.in_stage_order():
         technique: Technique = catalog.get("technique", decision.technique)()
         technique.apply(result, decision, batches)
@@ -50,6 +54,20 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
     freeze(result.module)
     _check_promises(expected, profile(result))
     return result
+
+
+def _make_wrappable(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    """Make the module a graph where its code would not take encoded layers for its own, in place."""
+    layers = tuple(dict.fromkeys(name for decision in plan.decisions for name in decision.layers))
+    if not layers or isinstance(model.module, fx.GraphModule):
+        return
+    try:
+        check_wrapping(model, layers, batches[0] if batches else model.example_inputs)
+    except UnsupportedError as reason:
+        try:
+            model.module = capture(model)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{reason}; {error}") from error
 
 
 def predicted(plan: Plan, before: ModelProfile) -> ModelProfile:

@@ -198,3 +198,18 @@ def test_batch_norm_before_a_layer_stays():
 
 def test_batch_norm_after_an_activation_stays():
     kept(lambda self, x: self.norm(torch.relu(self.conv(x))))
+
+
+def test_graph_that_computes_something_else_is_refused():
+    def forward(self, x):
+        return self.conv(x) * (2 if torch.compiler.is_exporting() else 1)
+
+    model = image_model(Wrapped(forward, conv=nn.Conv2d(3, 4, 3)))
+    with pytest.raises(UnsupportedError, match=r"traced.* computes something else than the model"):
+        capture(model)
+
+
+def test_batch_that_the_code_fixes_is_named():
+    model = image_model(Wrapped(lambda self, x: x.reshape(int(x.shape[0]), -1)))
+    with pytest.raises(UnsupportedError, match="model 'm' fixes the size of axis 'batch' of 'input'"):
+        capture(model)

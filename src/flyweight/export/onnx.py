@@ -21,7 +21,7 @@ from flyweight.errors import UnsupportedError
 from flyweight.export.onnx_graph import clean
 from flyweight.export.onnx_layers import CODES, to_export_form
 from flyweight.export.onnx_ops import OPSET, translations
-from flyweight.measure.graph import doubled, dynamic_shapes, quiet_tracer
+from flyweight.measure.graph import check_axes, doubled, dynamic_shapes, quiet_tracer
 from flyweight.model import Model, copied
 from flyweight.tensors.affine import SCALE_BITS, AffineWeight
 from flyweight.tensors.encoded import encoded_layers
@@ -161,6 +161,7 @@ def _traced(model: Model, module: nn.Module) -> Any:
     inputs = doubled(model.example_inputs)
     with quiet_tracer(), torch.no_grad():
         program = torch.export.export(module, (), inputs, dynamic_shapes=dynamic_shapes(model), strict=False)
+        check_axes(program, model)
         exported = torch.onnx.export(
             program,
             dynamo=True,

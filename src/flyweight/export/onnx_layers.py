@@ -23,7 +23,10 @@ def to_export_form(root: nn.Module) -> None:
         UnsupportedError: A stored form has no ONNX counterpart.
     """
     for name, layer in list(encoded_layers(root)):
-        exchange(root, layer, _export_layer(name, layer))
+        made = _export_layer(name, layer)
+        for setting in set(type(layer.layer).__constants__) - set(dir(made)):
+            setattr(made, setting, getattr(layer.layer, setting))  # the model's code may read it
+        exchange(root, layer, made)
     for module in list(root.modules()):
         if isinstance(module, StaticQuantizer):
             exchange(root, module, _ExportQuantizer(module))

@@ -8,9 +8,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flyweight.measure.graph import capture, fold_batch_norms, has_batch_norm
+from flyweight.measure.graph import capture, check_computes, fold_batch_norms, has_batch_norm
 from flyweight.model import Model
 from flyweight.tensors.encoded import encoded_layers
+
+FOLDING = 1e-3  # relative, as exported files are held to: each fold rounds the weights once more
 
 
 def sqnr_db(signal: Tensor, approximation: Tensor) -> float | None:
@@ -21,11 +23,16 @@ def sqnr_db(signal: Tensor, approximation: Tensor) -> float | None:
 
 
 def folded(model: Model) -> Model:
-    """``model`` with its batch norms folded into the layers before them; itself where it has none."""
+    """``model`` with its batch norms folded into the layers before them; itself where it has none.
+
+    Raises:
+        UnsupportedError: It cannot be traced, or computes something else then.
+    """
     if not has_batch_norm(model.module):
         return model
     graph = capture(model)
     fold_batch_norms(graph)
+    check_computes(graph, model, tolerance=FOLDING)
     copy = model.clone()
     copy.module = graph
     return copy

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from flyweight.core.layer import FloatModule
+from flyweight.measure.agreement import unfused_attention
 from flyweight.model import Model
 
 FLOPS_A_MAC = 2
@@ -88,12 +89,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's b
 @contextmanager
 def _plain_operators() -> Iterator[None]:
     """Without fused kernels for attention and recurrent layers, into which the counter cannot see."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="TF32 acceleration")
-            with torch.backends.mkldnn.flags(enabled=False):
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with unfused_attention(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn.utils import fusion
 
 from flyweight.errors import UnsupportedError
-from flyweight.model import Model, copied
+from flyweight.measure.agreement import ROUNDING, relative_error, unfused_attention
+from flyweight.model import Model, copied, tensors_of
 from flyweight.tensors.encoded import EncodedLayer, encoded_layers, exchange, has_own_code
 
 ATEN = torch.ops.aten
@@ -45,6 +47,17 @@ _LAYER_OPERATORS: Mapping[Any, tuple[int, int, tuple[type[nn.Module], ...]]] = {
     ATEN.embedding.default: (0, 1, (nn.Embedding,)),
     ATEN.batch_norm.default: (1, 0, BATCH_NORMS),
 }
+
+# what tracing raises on code that it cannot follow
+_FAILURES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    torch._dynamo.exc.TorchDynamoException,
+)
 
 _DEFAULTS: Mapping[str, int] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # of the operators
 
@@ -78,7 +91,8 @@ def capture(model: Model) -> fx.GraphModule:
     """The model as a graph of layers, by their names, and ATen operators; the model is left as it is.
 
     Raises:
-        UnsupportedError: The model cannot be traced, for instance because its control flow depends on values.
+        UnsupportedError: The model cannot be traced, for instance because its control flow depends on values,
+            or the graph computes something else.
     """
     source = copied(model.module).eval()
     encoded = dict(encoded_layers(source))
@@ -89,18 +103,13 @@ def capture(model: Model) -> fx.GraphModule:
             program = torch.export.export(
                 source, (), doubled(model.example_inputs), dynamic_shapes=dynamic_shapes(model), strict=False
             )
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-        torch._dynamo.exc.TorchDynamoException,
-    ) as error:
-        reason = str(error).strip().splitlines()[0]
+    except _FAILURES as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnsupportedError(
             f"model {model.name!r} cannot be traced by torch.export: {reason}; "
             "rewrite the part of forward() that branches on tensor values"
         ) from error
+    check_axes(program, model)
     graph = program.module()
     if not isinstance(graph, fx.GraphModule):
         raise UnsupportedError(f"model {model.name!r}: torch.export gave a {type(graph).__name__}")
@@ -111,7 +120,33 @@ def capture(model: Model) -> fx.GraphModule:
     for name, layer in encoded.items():
         graph.set_submodule(name, layer)
     _tidy(graph)
+    check_computes(graph, model, tolerance=ROUNDING)
     return graph
+
+
+def check_axes(program: torch.export.ExportedProgram, model: Model) -> None:
+    """Raise UnsupportedError where tracing fixed the size of an axis that varies."""
+    inputs = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for name, axes in model.dynamic_axes.items():
+        shape = inputs[name].shape if name in inputs else ()
+        fixed = [axis for index, axis in axes.items() if index < len(shape) and is_concrete_int(shape[index])]
+        if fixed:
+            raise UnsupportedError(
+                f"the code of model {model.name!r} fixes the size of axis {fixed[0]!r} of {name!r}, as "
+                "int(x.shape[0]) does: compute with x.shape as it is, or with -1"
+            )
+
+
+def check_computes(graph: fx.GraphModule, model: Model, *, tolerance: float) -> None:
+    """Raise UnsupportedError where a graph of the model computes something else on its example inputs."""
+    inputs = doubled(model.example_inputs)
+    with torch.no_grad(), unfused_attention():
+        error = relative_error(model.outputs(inputs), tensors_of(graph(**inputs), model.name))
+    if not error <= tolerance:
+        raise UnsupportedError(
+            f"the traced form computes something else than the model {model.name!r} (relative error "
+            f"{error:.3g}): its forward() draws random numbers, or does something else while it is traced"
+        )
 
 
 def fold_batch_norms(graph: fx.GraphModule) -> int:

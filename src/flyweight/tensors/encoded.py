@@ -8,7 +8,7 @@ training); frozen, it holds one encoding, which is what exporters read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, cast, final, runtime_checkable
+from typing import Any, Protocol, cast, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,15 @@ class EncodedLayer(nn.Module):
         self.technique = ""
         # nn.TransformerEncoderLayer calls no layer that has no hook: it computes with their weights itself.
         self.register_forward_pre_hook(_no_change)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the layer has besides (``in_features``, ``kernel_size``...), for models that read it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer" or name in vars(EncodedLayer) or name.startswith("__"):
+                raise  # a property of this class that failed must not become the layer's
+            return getattr(self.layer, name)
 
     @property
     def weight(self) -> Tensor:

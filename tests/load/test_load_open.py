@@ -56,6 +56,11 @@ class Masks(nn.Module):
         return image[:, :2].masked_fill(image[:, :2] > 0, float("-inf"))
 
 
+class Drops(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.dropout(image[:, :2], 0.5)
+
+
 class Unnamed(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0]
@@ -119,12 +124,13 @@ def test_two_texts_for_one_tokenizer_say_how_to_choose(tmp_path):
         ),
         (Net(classes=1), "label 1 .* is out of range: the model has 1 output: .* --task regression"),
         (Squeezes(), r"gives shape \(2,\) for 1 example"),
+        (Drops(), "model .* gives two answers to one input.*random numbers"),
         (GivesNan(), "gives NaN or infinity"),
         (Two(), r"forward\(\) of net takes a, b; the data give pixels"),
         (Unnamed(), "names no parameter"),
         (nn.Sequential(nn.Linear(3, 2), nn.Unflatten(1, (2, 1))), r"classification needs \(batch, classes\)"),
     ],
-    ids=["shape", "classes", "squeezed", "nan", "names", "unnamed", "axes"],
+    ids=["shape", "classes", "squeezed", "random", "nan", "names", "unnamed", "axes"],
 )
 def test_what_does_not_fit_is_one_sentence(module, message):
     with pytest.raises(InputError, match=message) as raised:

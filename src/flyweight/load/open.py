@@ -23,6 +23,7 @@ from flyweight.load.classes import check_count, in_model_order
 from flyweight.load.huggingface import Pretrained, fetch, load_folder
 from flyweight.load.pytorch import load_module, prepared
 from flyweight.load.source import check_model_source
+from flyweight.measure.agreement import ROUNDING, relative_error
 from flyweight.model import Model, copied
 from flyweight.settings import Settings
 from flyweight.tasks.classification import Classification
@@ -187,7 +188,7 @@ def _examples(inputs: Mapping[str, Tensor], preprocessing: Preprocessing) -> dic
 def _check(
     model: Model, two: Mapping[str, Tensor], splits: Splits, task: Task, *, named: Sequence[str]
 ) -> None:
-    """Run the model at batch 1 and 2: it must take the inputs, keep the batch and give numbers."""
+    """Run the model at batch 1 and 2: inputs taken, batch kept, numbers given, and given again."""
     for inputs in (model.example_inputs, two):
         outputs = _run(model, inputs)
         batch = len(next(iter(inputs.values())))
@@ -202,6 +203,11 @@ def _check(
                     f"model {model.name!r} gives NaN or infinity for the first evaluation examples; "
                     "check the weights and the preprocessing"
                 )
+    if not relative_error(outputs, _run(model, two)) <= ROUNDING:
+        raise InputError(
+            f"model {model.name!r} gives two answers to one input: its forward() draws random numbers "
+            "or keeps a state; dropout needs training=self.training"
+        )
     if isinstance(task, Classification):
         _check_classes(model, outputs[0], splits, named=named)
 

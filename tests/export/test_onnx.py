@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -395,6 +396,58 @@ def test_activation_that_starts_below_zero_leaves_its_convolution_on_integers(tm
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardtanh(), nn.Conv2d(8, 8, 3))
     model = Model("bounded", layers, {"input": torch.randn(1, 3, 8, 8)})
     assert fused(written(model, tmp_path, "static_int8"))["QLinearConv"] == 2
+
+
+def pooled(pool: nn.Module, size: tuple[int, int]) -> Model:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(4, 4, 1))
+    return Model("pooled", layers, {"input": torch.randn(1, 3, *size)})
+
+
+POOLED_SIZES = ((8, 8), (9, 11))
+EXACT = 1e-4  # relative; a wrong divisor at the edge is off by more than 0.01
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "not counted"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 3, 1), (4, 3, 2), (2, 3, 1)]
+)
+def test_average_pool_that_rounds_its_size_up_is_exact(kernel: int, stride: int, padding: int, counts: bool):
+    pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode=True, count_include_pad=counts)
+    assert max(pool_parity(pool, size) for size in POOLED_SIZES) < EXACT
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        nn.AvgPool2d((2, 3), (3, 2), (0, 1)),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.MaxPool2d(2, 3, 1, 2, ceil_mode=True),
+        nn.MaxPool2d(3, 1, 0, 2),
+    ],
+    ids=str,
+)
+def test_other_pools_are_exact(pool: nn.Module):
+    assert max(pool_parity(pool, size) for size in POOLED_SIZES) < EXACT
+
+
+def pool_parity(pool: nn.Module, size: tuple[int, int]) -> float:
+    """How far the file of a network with this pool is off, static ranges, relative."""
+    model = pooled(pool, size)
+    plan = plan_for(profile(model), "static_int8", {})
+    result = apply(model, plan, batches_for(model, size=16))
+    with tempfile.TemporaryDirectory() as folder:
+        OnnxExporter().export(result, Path(folder) / "model.onnx")
+        files = {"model.onnx": (Path(folder) / "model.onnx").stat().st_size}
+        artifact = Artifact(path=Path(folder), format="onnx", model_file="model.onnx", files=files, sha256="")
+        return check_parity(result, artifact, batches_for(model, count=1)[0]).relative_error
+
+
+def test_average_pool_that_rounds_its_size_up_runs_on_integers(tmp_path: Path):
+    artifact = written(pooled(nn.AvgPool2d(2, ceil_mode=True), (9, 11)), tmp_path, "static_int8")
+    assert fused(artifact)["QLinearAveragePool"] == 1
 
 
 @pytest.mark.parametrize("bits", [4, 5, 8])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flyweight.export.onnx_layers import CODES
+from flyweight.export.onnx_pools import pad_before_pools
 from flyweight.export.onnx_sharing import share_initializers
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
 
     _store_narrow_codes(model.graph, code_bits)
     _pool_instead_of_mean(model.graph)
+    pad_before_pools(model.graph)
     share_initializers(model.graph)
     _move_codes(model.graph)
     common.RemoveUnusedNodesPass()(model)

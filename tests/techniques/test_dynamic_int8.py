@@ -9,10 +9,12 @@ from torch import nn
 from flyweight.apply import apply
 from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.errors import UnsupportedError
+from flyweight.export.onnx import OnnxExporter
 from flyweight.measure.error import sqnr_db
 from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.techniques.dynamic_int8 import DynamicInt8
+from flyweight.testing.contracts import SIZE_SLACK_BYTES
 from flyweight.testing.strategies import batches_for, residual_network, signal_network, text_network
 
 
@@ -85,6 +87,29 @@ def test_outlier_channel_is_smoothed_and_the_output_is_closer():
     wanted = model.outputs({"input": x[:1]})[0]
     errors = [sqnr_db(wanted, result.outputs({"input": x[:1]})[0]) for result in (smooth, plain)]
     assert errors[0] > errors[1] + 3
+
+
+def test_smoothing_factors_are_in_the_predicted_size_once_a_tensor(tmp_path):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(512, 64) for _ in range(3))
+
+        def forward(self, input):
+            return torch.cat([self.one(input), self.two(input), self.three(torch.sin(input) * input)], -1)
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, 512)
+    x[..., 3] *= 200
+    module = Heads()
+    with torch.no_grad():
+        for layer in module.children():
+            layer.weight[:, 3] /= 200
+    result = quantized(Model("heads", module, {"input": x[:1]}), [{"input": x}])
+    assert all(layer.input_factors is not None for layer in result.module.children())
+    OnnxExporter().export(result, tmp_path / "model.onnx")
+    size = (tmp_path / "model.onnx").stat().st_size
+    assert size == pytest.approx(OnnxExporter().lower(profile(result)).storage_bytes, abs=SIZE_SLACK_BYTES)
 
 
 def test_shared_weight_is_not_smoothed():

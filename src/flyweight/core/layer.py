@@ -89,7 +89,7 @@ class ModelProfile:
     Attributes:
         model: Name of the model.
         layers: In the order in which they run.
-        other_bytes: Parameters outside those layers: biases, norms, lookup constants, float modules.
+        other_bytes: What is stored outside those layers: biases, norms, smoothing factors, float modules.
         float_modules: Of those parameters, what holds whole weights.
         container_bytes: What the file format adds: graph, names, metadata; 0 before lowering.
     """

@@ -14,7 +14,7 @@ from flyweight.measure.float_modules import float_modules
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineWeight
-from flyweight.tensors.encoded import EncodedLayer, Layer, input_of, obstacle
+from flyweight.tensors.encoded import EncodedLayer, Layer, encoded_layers, input_of, obstacle
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -63,7 +63,8 @@ def profile(model: Model) -> ModelProfile:
         model=model.name,
         layers=tuple(found.values()),
         float_modules=float_modules(model, [model.module.get_submodule(name) for name in found]),
-        other_bytes=_other_bytes(model, [_layer_of(owning) for _, owning in owners.values()]),
+        other_bytes=_other_bytes(model, [_layer_of(owning) for _, owning in owners.values()])
+        + _smoothing_bytes(model.module),
     )
 
 
@@ -119,3 +120,10 @@ def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
 def _other_bytes(model: Model, layers: Sequence[Layer]) -> float:
     weights = sum(layer.weight.numel() for layer in layers)
     return (parameter_count(model) - weights) * FLOAT_BITS / 8
+
+
+def _smoothing_bytes(root: nn.Module) -> float:
+    """Of the factors that inputs are multiplied by, once for layers that read the same tensor."""
+    found = [layer.input_factors for _, layer in encoded_layers(root) if layer.input_factors is not None]
+    distinct = {tuple(factors.tolist()) for factors in found}
+    return sum(map(len, distinct)) * FLOAT_BITS / 8

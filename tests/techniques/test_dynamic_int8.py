@@ -13,6 +13,7 @@ from flyweight.export.onnx import OnnxExporter
 from flyweight.measure.error import sqnr_db
 from flyweight.measure.profile import profile
 from flyweight.model import Model
+from flyweight.techniques._dynamic_inputs import _examples
 from flyweight.techniques.dynamic_int8 import DynamicInt8
 from flyweight.testing.contracts import SIZE_SLACK_BYTES
 from flyweight.testing.strategies import batches_for, residual_network, signal_network, text_network
@@ -52,6 +53,12 @@ def test_layer_without_outliers_gets_one_range_and_no_smoothing():
     result = quantized(model, [{"input": torch.randn(1, 64, 32)} for _ in range(4)])
     assert granularity(result) == "tensor"
     assert result.module[0].input_factors is None
+
+
+def test_examples_are_probed_from_every_batch_and_from_one_alone():
+    few = [{"x": torch.tensor([[0.0], [1.0]])}, {"x": torch.tensor([[2.0]])}]
+    assert [float(example["x"]) for example in _examples(few)] == [0.0, 2.0, 1.0]
+    assert len(_examples([{"x": torch.zeros(20, 3)}])) == 8
 
 
 def test_layers_may_be_called_by_keyword():

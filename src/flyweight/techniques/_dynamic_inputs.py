@@ -115,7 +115,11 @@ def _error(group: _Group, candidate: InputForm, form: AffineForm) -> float:
 
 
 def _examples(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    return [{name: value[:1] for name, value in batch.items()} for batch in batches[:PROBE_EXAMPLES]]
+    """The first of each batch, then the second of each, and so on, up to `PROBE_EXAMPLES`."""
+    sizes = [len(next(iter(batch.values()))) for batch in batches]
+    places = [(i, b) for i in range(min(max(sizes, default=0), PROBE_EXAMPLES)) for b in range(len(batches))]
+    chosen = [(i, batches[b]) for i, b in places if i < sizes[b]][:PROBE_EXAMPLES]
+    return [{name: value[i : i + 1] for name, value in batch.items()} for i, batch in chosen]
 
 
 def _groups(

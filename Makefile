@@ -20,7 +20,7 @@ demo: .venv/installed  ## compress and run a small model, with nothing but this 
 
 test: lint types  ## everything a change has to pass
 	@echo "== tests"
-	@$(PYTEST)
+	@$(PYTEST) -n 2
 
 lint: .venv/installed-test
 	@echo "== style"

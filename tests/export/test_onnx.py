@@ -515,3 +515,27 @@ def test_file_of_another_model_fails_the_parity_check(tmp_path: Path):
     artifact = written(perceptron(seed=1), tmp_path)
     with pytest.raises(ParityError, match="is off from the PyTorch reference"):
         check_parity(perceptron(seed=2), artifact, batches_for(perceptron(), count=1)[0])
+
+
+class Positions(nn.Module):
+    """Adds a learned row for each place of a text of fixed length."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Embedding(16, 64)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, input):
+        return self.head((input + self.places(torch.arange(16))).mean(1))
+
+
+@pytest.mark.parametrize("technique", ["weight_only", "dynamic_int8"])
+def test_table_looked_up_at_fixed_places_stays_in_codes(technique, tmp_path):
+    torch.manual_seed(0)
+    model = Model("m", Positions(), {"input": torch.randn(1, 16, 64)})
+    decision = Decision(technique, ("places", "head"), Stage.QUANTIZE)
+    OnnxExporter().export(apply(model, Plan("m", (decision,)), batches_for(model)), tmp_path / "m.onnx")
+    stored = {
+        i.data_type for i in onnx.load(tmp_path / "m.onnx").graph.initializer if list(i.dims) == [16, 64]
+    }
+    assert stored == {onnx.TensorProto.INT8}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from onnxscript import optimizer
 from torch import nn
 from torch._export.verifier import SpecViolationError
 
@@ -168,11 +169,21 @@ def _traced(model: Model, module: nn.Module) -> Any:
             opset_version=OPSET,
             custom_translation_table=dict(translations()),
             verbose=False,
-            optimize=True,
+            optimize=False,
         )
     if exported is None:
         raise RuntimeError("the exporter returned nothing")
+    optimizer.optimize_ir(exported.model, should_fold=_may_fold)
     return exported.model
+
+
+def _may_fold(node: Any) -> bool | None:
+    """Not what reads codes: rows of a table looked up at fixed positions would be stored as floats."""
+    reads_codes = any(
+        value is not None and value.is_initializer() and str(value.name).endswith(f".{CODES}")
+        for value in node.inputs
+    )
+    return False if reads_codes else None
 
 
 def _name_ports(graph: Any, model: Model) -> None:

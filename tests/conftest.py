@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import hypothesis
@@ -22,3 +24,8 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs real data: there is no folder {folder / 'data'}; set {SHARED_VARIABLE}")
     return folder.resolve()
+
+
+# A shell starts what runs in its background with interrupts ignored, and programs pass that on to theirs.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)

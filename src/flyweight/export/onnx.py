@@ -22,7 +22,7 @@ from flyweight.errors import UnsupportedError
 from flyweight.export.onnx_graph import clean
 from flyweight.export.onnx_layers import CODES, to_export_form
 from flyweight.export.onnx_ops import OPSET, translations
-from flyweight.measure.graph import check_axes, doubled, dynamic_shapes, quiet_tracer
+from flyweight.measure.graph import TRACING_FAILURES, check_axes, doubled, dynamic_shapes, quiet_tracer
 from flyweight.model import Model, copied
 from flyweight.tensors.affine import SCALE_BITS, AffineWeight
 from flyweight.tensors.encoded import encoded_layers
@@ -36,15 +36,7 @@ BYTES_OF_A_RESHAPE = 110  # of a convolution's weight, where neighbouring column
 HALF_SCALE_BITS = 16
 MAX_STORED_BYTES = 2_000_000_000  # a message of protobuf ends at 2**31; the rest is for the graph
 # What tracing, translating and cleaning up raise on modules and graphs that they do not understand.
-_FAILURES = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-)
+EXPORT_FAILURES = (*TRACING_FAILURES, ArithmeticError, SpecViolationError)
 
 
 @final
@@ -75,7 +67,7 @@ class OnnxExporter:
         """
         try:
             data = _file(model)
-        except (torch.onnx.OnnxExporterError, SpecViolationError, *_FAILURES) as error:
+        except EXPORT_FAILURES as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UnsupportedError(
                 f"model {model.name!r} cannot be exported to ONNX: {reason.strip()}"

@@ -48,15 +48,14 @@ _LAYER_OPERATORS: Mapping[Any, tuple[int, int, tuple[type[nn.Module], ...]]] = {
     ATEN.batch_norm.default: (1, 0, BATCH_NORMS),
 }
 
-# what tracing raises on code that it cannot follow
-_FAILURES = (
+# What tracing raises on code that it cannot follow; torch's own exceptions are RuntimeErrors.
+TRACING_FAILURES = (
     RuntimeError,
     TypeError,
     ValueError,
     LookupError,
     AttributeError,
     AssertionError,
-    torch._dynamo.exc.TorchDynamoException,
 )
 
 _DEFAULTS: Mapping[str, int] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # of the operators
@@ -103,7 +102,7 @@ def capture(model: Model) -> fx.GraphModule:
             program = torch.export.export(
                 source, (), doubled(model.example_inputs), dynamic_shapes=dynamic_shapes(model), strict=False
             )
-    except _FAILURES as error:
+    except TRACING_FAILURES as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnsupportedError(
             f"model {model.name!r} cannot be traced by torch.export: {reason}; "

@@ -41,7 +41,7 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
     """
     expected = predicted(plan, profile(model))
     shapes = model.output_shapes()
-    quantizes = any(decision.stage >= Stage.QUANTIZE for decision in plan.decisions)
+    quantizes = any(decision.stage >= Stage.TRANSFORM for decision in plan.decisions)
     result = (folded(model) if quantizes else model).clone()
     _make_wrappable(result, plan, batches)
     for decision in plan.in_stage_order():

@@ -24,8 +24,10 @@ class Stage(IntEnum):
     STRUCTURE = 0  # changes shapes: channels, heads, layers removed
     FACTORIZE = 1  # one layer becomes several: low rank
     SPARSIFY = 2  # zeroes weights
-    QUANTIZE = 3  # changes the number format, or shares values
-    CODE = 4  # changes how the stored numbers are written
+    TRANSFORM = 3  # moves scales or rotates axes between layers; the model computes the same
+    QUANTIZE = 4  # changes the number format of weights, or shares values
+    ACTIVATIONS = 5  # changes the number format of what the layers read
+    CODE = 6  # changes how the stored numbers are written
 
 
 @dataclass(frozen=True)

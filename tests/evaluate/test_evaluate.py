@@ -5,7 +5,7 @@ import pytest
 
 from flyweight.data.examples import Examples, Splits
 from flyweight.errors import InputError
-from flyweight.evaluate.evaluate import Evaluated, compare, evaluate
+from flyweight.evaluate.evaluate import Evaluated, compare, evaluate, order_by_length
 from flyweight.tasks.classification import Classification
 
 
@@ -43,6 +43,11 @@ def test_texts_of_like_length_share_a_batch():
 
     evaluate(session, lengths, Classification(), splits_of(TEXTS), batch_size=3)
     assert seen == [[1, 2, 2], [3, 4, 5], [9]]
+
+
+def test_examples_of_several_texts_are_ordered_by_all_their_characters():
+    examples = Examples({"one": ["aaaa", "a", "", "aa"], "other": ["", "bb", "b", "bb"], "x": np.arange(4.0)})
+    assert order_by_length(examples).tolist() == [2, 1, 0, 3]
 
 
 def test_arrays_are_run_in_their_order():

@@ -51,6 +51,15 @@ def examples_a_call(manifest: Manifest) -> int:
     return 1 if manifest.examples_interact else EXAMPLES_A_CALL
 
 
+def order_by_length(examples: Examples) -> np.ndarray:
+    """Indices of the examples by the characters of all their texts; equal ones keep their order."""
+    lengths = np.zeros(len(examples), dtype=np.int64)
+    for values in examples.inputs.values():
+        if all(isinstance(value, str) for value in values):
+            lengths += np.array([len(value) for value in values], dtype=np.int64)
+    return np.argsort(lengths, kind="stable")
+
+
 def evaluate(
     session: Session,
     preprocessing: Preprocess,
@@ -71,7 +80,7 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     queries = task.queries(splits)
-    order = _order(queries)
+    order = order_by_length(queries)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     outputs = [
         _first_output(session, preprocessing(queries.take(indices).inputs))
@@ -110,15 +119,6 @@ def compare(
         slices=slices(task, before, after, examples),
         examples=len(before),
     )
-
-
-def _order(queries: Examples) -> np.ndarray:
-    """Indices in the order in which they are run: by the characters of their texts, else as they are."""
-    lengths = np.zeros(len(queries), dtype=np.int64)
-    for values in queries.inputs.values():
-        if all(isinstance(value, str) for value in values):
-            lengths += np.array([len(value) for value in values], dtype=np.int64)
-    return np.argsort(lengths, kind="stable")
 
 
 def _first_output(session: Session, inputs: Arrays) -> np.ndarray:

@@ -21,6 +21,7 @@ from flyweight.evaluate.evaluate import (
     compare,
     evaluate,
     examples_a_call,
+    order_by_length,
 )
 from flyweight.evaluate.guarantee import is_undecided
 from flyweight.evaluate.memory import peak_rss_bytes
@@ -96,11 +97,7 @@ def scored(
 def timed_inputs(preprocessing: Preprocess, task: Task, splits: Splits, batch_size: int) -> Arrays:
     """The inputs of one timed call: examples of middling length, as texts differ in it."""
     queries = task.queries(splits)
-    lengths = np.zeros(len(queries), dtype=np.int64)
-    for values in queries.inputs.values():
-        if all(isinstance(value, str) for value in values):
-            lengths += np.array([len(value) for value in values], dtype=np.int64)
-    order = np.argsort(lengths, kind="stable")
+    order = order_by_length(queries)
     first = max((len(order) - batch_size) // 2, 0)
     chosen = np.resize(order[first : first + batch_size], batch_size)
     return preprocessing(queries.take(chosen).inputs)

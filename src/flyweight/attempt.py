@@ -13,10 +13,19 @@ from torch import Tensor
 
 from flyweight import _atomic
 from flyweight.apply import apply
-from flyweight.core.layer import FLOAT_BITS
+from flyweight.core.layer import FLOAT_BITS, ModelProfile
 from flyweight.core.plan import Plan
 from flyweight.core.protocols import Task
-from flyweight.core.report import Artifact, Attempt, Parity, Report
+from flyweight.core.report import (
+    Artifact,
+    Attempt,
+    Comparison,
+    LayerReport,
+    Measurement,
+    Parity,
+    Report,
+    Verdict,
+)
 from flyweight.data.examples import Splits
 from flyweight.data.roles import with_roles
 from flyweight.errors import InputError
@@ -89,60 +98,104 @@ class Tried:
         return path
 
 
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Made:
+    """A plan carried out and exported; ``planned`` is the profile of the model before lowering."""
+
+    name: str
+    model: Model
+    planned: ModelProfile
+    artifact: Artifact
+    parity: Parity
+
+
 def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tried:
     """Carry out one plan, export, measure and judge."""
     settings, progress = run.settings, run.progress
-    with progress.stage(f"Applying {name}"):
-        model = apply(run.model, plan, run.batches)
-    folder = run.work / f"attempt-{len(before)}"
-    folder.mkdir()
-    with progress.stage(f"Exporting {name}"):
-        artifact = pack(model, plan, folder, origin_of(settings, run.splits), "refused")  # until it is judged
-        parity: Parity = check_parity(model, artifact, run.batches[0])
-    compressed = measured_subject(settings, model, artifact, run.task, run.splits, progress=progress)
-    with progress.stage(f"Measuring {name}"):
-        planned = profile(model)
-        stored = exporter(settings.format).lower(planned)
-        layers = layer_reports(run.model, model, plan, run.batches[0], stored)
-        conditions = _conditions(settings)
-        inputs = timed_inputs(_preprocess(run.model), run.task, run.splits, settings.batch_size)
-        measured = measure(
-            run.original, compressed, run.task, run.splits, inputs=inputs, conditions=conditions
-        )
-    verdict = judge(*measured, settings.budget)
-    outcome = Attempt(
-        name=name,
-        storage_bytes=measured[1].storage_bytes,
-        speedup=measured[2].speedup.value,
-        quality_drop=measured[2].quality_drop.value,
-        outcome="shipped" if verdict.shipped else "; ".join(verdict.reasons),
+    made = _made(run, name, plan, run.work / f"attempt-{len(before)}")
+    compressed = measured_subject(
+        settings, made.model, made.artifact, run.task, run.splits, progress=progress
     )
-    report = Report(
+    with progress.stage(f"Measuring {name}"):
+        stored = exporter(settings.format).lower(made.planned)
+        layers = layer_reports(run.model, made.model, plan, run.batches[0], stored)
+        measured = _measured(run, compressed)
+    report = _report(run, made, layers=layers, measured=measured, before=before)
+    return Tried(report, made.artifact, plan)
+
+
+def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
+    """Carry out and export; ``folder`` must not exist."""
+    with run.progress.stage(f"Applying {name}"):
+        model = apply(run.model, plan, run.batches)
+    folder.mkdir()
+    with run.progress.stage(f"Exporting {name}"):
+        origin = origin_of(run.settings, run.splits)
+        artifact = pack(model, plan, folder, origin, "refused")  # until it is judged
+        parity = check_parity(model, artifact, run.batches[0])
+    return _Made(name=name, model=model, planned=profile(model), artifact=artifact, parity=parity)
+
+
+def _measured(run: Run, compressed: Subject) -> tuple[Measurement, Measurement, Comparison]:
+    """(original, compressed, comparison), measured now."""
+    settings = run.settings
+    inputs = timed_inputs(_preprocess(run.model), run.task, run.splits, settings.batch_size)
+    return measure(
+        run.original, compressed, run.task, run.splits, inputs=inputs, conditions=_conditions(settings)
+    )
+
+
+def _report(
+    run: Run,
+    made: _Made,
+    *,
+    layers: tuple[LayerReport, ...],
+    measured: tuple[Measurement, Measurement, Comparison],
+    before: tuple[Attempt, ...],
+) -> Report:
+    """The judgement, and all it rests on."""
+    original, compressed, comparison = measured
+    verdict = judge(original, compressed, comparison, run.settings.budget)
+    return Report(
         model=run.model.name,
         task=run.task.name,
         metric=run.task.metric_name,
-        technique=name,
-        runtime=settings.runtime,
-        original=measured[0],
-        compressed=measured[1],
-        comparison=measured[2],
+        technique=made.name,
+        runtime=run.settings.runtime,
+        original=original,
+        compressed=compressed,
+        comparison=comparison,
         layers=layers,
-        parity=parity,
-        attempts=(*before, outcome),
+        parity=made.parity,
+        attempts=(*before, _outcome(made.name, compressed, comparison, verdict)),
         verdict=verdict,
-        notes=(
-            *run.notes,
-            *notes_on(layers, planned),
-            *_outputs_note(artifact),
-            *_interaction_note(artifact, settings),
-            *caveats(measured[2], settings.budget),
-        ),
+        notes=_notes(run, made, layers, comparison),
         versions=dict(versions()),
         machine=dict(machine()),
-        settings=settings.to_dict(),
+        settings=run.settings.to_dict(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Tried(report, artifact, plan)
+
+
+def _outcome(name: str, compressed: Measurement, comparison: Comparison, verdict: Verdict) -> Attempt:
+    return Attempt(
+        name=name,
+        storage_bytes=compressed.storage_bytes,
+        speedup=comparison.speedup.value,
+        quality_drop=comparison.quality_drop.value,
+        outcome="shipped" if verdict.shipped else "; ".join(verdict.reasons),
+    )
+
+
+def _notes(run: Run, made: _Made, layers: tuple[LayerReport, ...], comparison: Comparison) -> tuple[str, ...]:
+    return (
+        *run.notes,
+        *notes_on(layers, made.planned),
+        *_outputs_note(made.artifact),
+        *_interaction_note(made.artifact, run.settings),
+        *caveats(comparison, run.settings.budget),
+    )
 
 
 def _outputs_note(artifact: Artifact) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ def test_exporter_that_is_one_percent_off_its_size_fails_the_contract(technique:
 
 
 def test_encoder_that_is_no_projection_is_caught():
-    case = Case("weight_only", "perceptron", Plan("perceptron", (Decision("weight_only", ("0",), Stage(3)),)))
+    case = Case("weight_only", "perceptron", Plan("perceptron", (Decision("weight_only", ("0",), Stage.QUANTIZE),)))
     ((_, layer),) = encoded_layers(case.result.module)
     (encoder,) = layer.encoders
     layer.encoders = (lambda weight, before: encoder(weight * 0.9, before),)

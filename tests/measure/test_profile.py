@@ -8,7 +8,7 @@ from torch import nn
 
 from flyweight.measure.profile import parameter_count, profile
 from flyweight.model import Model
-from flyweight.techniques._affine import affine_encoder
+from flyweight.tensors.affine_encoder import AffineEncoder
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineForm
 from flyweight.tensors.encoded import attach
@@ -67,8 +67,8 @@ def test_tied_weight_is_stored_once_and_a_layer_called_twice_works_twice():
 
 def test_tied_weight_in_two_forms_is_stored_twice():
     model = Model("tied", Tied(), {"ids": torch.tensor([[1, 2, 3]])})
-    attach(model.module, "table", affine_encoder(AffineForm(bits=4)), "test")
-    attach(model.module, "head", affine_encoder(AffineForm()), "test")
+    attach(model.module, "table", AffineEncoder(AffineForm(bits=4)), "test")
+    attach(model.module, "head", AffineEncoder(AffineForm()), "test")
     known = profile(model)
     assert known.by_name["head"].tied_to is None
     assert known.other_bytes == 0
@@ -98,7 +98,7 @@ def test_subclass_of_a_known_layer_counts_as_other_bytes():
 )
 def test_encoded_layer_is_profiled_by_what_it_stores(form, group):
     model = Model("m", nn.Sequential(nn.Linear(12, 3)), {"input": torch.zeros(1, 12)})
-    layer = attach(model.module, "0", affine_encoder(form), "test")
+    layer = attach(model.module, "0", AffineEncoder(form), "test")
     layer.input_quantizer = DynamicQuantizer("tensor")
     known = profile(model).by_name["0"]
     assert (known.code_bits, known.group_size, known.activation_mode) == (form.bits, group, "dynamic")

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from flyweight.core.layer import LayerProfile
 from flyweight.core.plan import Scalar
-from flyweight.tensors.affine import AffineForm, encode_affine
-from flyweight.tensors.encoded import EncodedLayer, EncodedWeight, Encoder
+from flyweight.tensors.affine import AffineForm
+from flyweight.tensors.affine_encoder import AffineEncoder
+from flyweight.tensors.encoded import EncodedLayer
 
 
 def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
@@ -30,21 +31,9 @@ def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
     )
 
 
-def affine_encoder(
-    form: AffineForm, *, least_scale: Tensor | None = None, half_scales: bool = False
-) -> Encoder:
-    """Encodes as `encode_affine` does, keeping the mask of the stage before."""
-
-    def encode(weight: Tensor, before: EncodedWeight | None) -> EncodedWeight:
-        mask = None if before is None else before.mask
-        return encode_affine(weight, form, mask, least_scale=least_scale, half_scales=half_scales)
-
-    return encode
-
-
 def encoder_for(
     root: nn.Module, name: str, form: AffineForm, *, least_scale: Tensor | None = None
-) -> Encoder:
+) -> AffineEncoder:
     """The encoder of the layer at ``name``; the many scales of an embedding are kept in float16.
 
     So are those of a layer that shares its weight with an embedding: the file then holds one set of codes.
@@ -52,7 +41,7 @@ def encoder_for(
     module = root.get_submodule(name)
     layer = module.layer if isinstance(module, EncodedLayer) else module
     shares = any(isinstance(m, nn.Embedding) and m.weight is layer.weight for m in root.modules())
-    return affine_encoder(form, least_scale=least_scale, half_scales=shares)
+    return AffineEncoder(form, least_scale=least_scale, half_scales=shares)
 
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, final, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flyweight.tensors.ranges import Grid, RangeMethod, range_of
@@ -25,7 +25,7 @@ class AffineForm:
     """How a weight is stored.
 
     Attributes:
-        bits: 2..8.
+        bits: 2..8 or 16.
         symmetric: No zero point.
         granularity: What shares one scale: the whole ``tensor``, an output ``channel`` (row), or a ``group``
             of neighbouring columns of a row.
@@ -53,6 +53,11 @@ class AffineForm:
         """The codes it may hold."""
         return Grid(self.bits, self.symmetric)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The smallest that holds its codes."""
+        return torch.int8 if self.bits <= 8 else torch.int16
+
     def group_count(self, rows: int, columns: int) -> int:
         """Scales stored for a weight of that size."""
         if self.granularity == "tensor":
@@ -75,16 +80,16 @@ class AffineWeight:
     """``w = (codes - zero_point) * scale``.
 
     Attributes:
-        codes: (rows, columns), within ``form.grid``.
+        codes: (rows, columns) of ``form.dtype``, within ``form.grid``.
         scale: (1 or rows, groups of a row), above 0.
         zero_point: As ``scale``, or None when symmetric.
         shape: Of the decoded weight; rows is its first axis.
         mask: (rows, columns), True where a weight is kept; None where all are.
     """
 
-    codes: Int8[Tensor, "rows columns"]
+    codes: Int[Tensor, "rows columns"]
     scale: Float[Tensor, "_ groups"]
-    zero_point: Int8[Tensor, "_ groups"] | None
+    zero_point: Int[Tensor, "_ groups"] | None
     form: AffineForm
     shape: tuple[int, ...]
     mask: Bool[Tensor, "rows columns"] | None = None
@@ -102,16 +107,19 @@ class AffineWeight:
 
     def decode(self) -> Tensor:
         """The weight as float32, of ``shape``."""
+        columns = self.codes.shape[1]
         centred = self.codes.float()
         if self.zero_point is not None:
-            centred = centred - self._over_columns(self.zero_point.float())
-        weight = centred * self._over_columns(self.scale)
+            centred = centred - over_columns(self.zero_point.float(), self.form, columns)
+        weight = centred * over_columns(self.scale, self.form, columns)
         return (weight if self.mask is None else weight * self.mask).reshape(self.shape)
 
-    def _over_columns(self, values: Tensor) -> Tensor:
-        if self.form.granularity != "group":
-            return values
-        return values.repeat_interleave(self.form.group_size, 1)[:, : self.codes.shape[1]]
+
+def over_columns(values: Float[Tensor, "_ groups"], form: AffineForm, columns: int) -> Float[Tensor, "_ _"]:
+    """What groups have in common (scales, zero points), so that it broadcasts over (rows, columns)."""
+    if form.granularity != "group":
+        return values
+    return values.repeat_interleave(form.group_size, 1)[:, :columns]
 
 
 def encode_affine(
@@ -138,27 +146,61 @@ def encode_affine(
     """
     if least_scale is not None and not (form.symmetric and form.granularity == "channel"):
         raise ValueError("least_scale is for symmetric weights with one scale a channel")
-    if weight.numel() == 0 or weight.dim() == 0:
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} cannot be quantized")
-    matrix = weight.detach().float().reshape(weight.shape[0], -1)
-    if not bool(torch.isfinite(matrix).all()):
-        raise ValueError("the weight holds NaN or infinite values")
-    flat_mask = None if mask is None else mask.reshape(matrix.shape)
-    if flat_mask is not None:
-        matrix = matrix * flat_mask
-    groups = _groups(matrix, form)
-    low, high = range_of(groups, form.grid, form.range_method)
+    matrix, flat_mask = as_matrix(weight, mask)
+    low, high = range_of(in_groups(matrix, form), form.grid, form.range_method)
     scale, zero_point = form.grid.scale_and_zero_point(low, high)
     if least_scale is not None:
         scale = torch.maximum(scale, least_scale)
     if half_scales:
         scale = _rounded_up_to_half(scale)
-    codes = form.grid.quantize(groups, scale[:, None], zero_point[:, None])
-    rows, columns = matrix.shape
-    codes = codes.reshape(rows, -1)[:, :columns].to(torch.int8)
-    grid_shape = (1, 1) if form.granularity == "tensor" else (rows, -1)
-    zero = None if form.symmetric else zero_point.to(torch.int8).reshape(grid_shape)
-    return AffineWeight(codes, scale.reshape(grid_shape), zero, form, tuple(weight.shape), flat_mask)
+    grid_shape = (1, 1) if form.granularity == "tensor" else (matrix.shape[0], -1)
+    zero = None if form.symmetric else zero_point.to(form.dtype).reshape(grid_shape)
+    return encode_on_grid(weight, form, scale.reshape(grid_shape), zero, flat_mask)
+
+
+def encode_on_grid(
+    weight: Tensor,
+    form: AffineForm,
+    scale: Float[Tensor, "_ groups"],
+    zero_point: Int[Tensor, "_ groups"] | None,
+    mask: Bool[Tensor, " ..."] | None = None,
+) -> AffineWeight:
+    """Round a weight to nearest, ties to even, with scales and zero points that are given.
+
+    Args:
+        weight: (rows, ...); columns are the other axes, flattened.
+        form: What to store.
+        scale: (1 or rows, groups of a row), above 0.
+        zero_point: As ``scale``; None when symmetric.
+        mask: Of the weight's shape; weights where it is False become 0.
+
+    Raises:
+        ValueError: The weight is empty or not finite.
+    """
+    matrix, flat_mask = as_matrix(weight, mask)
+    wide = over_columns(scale, form, matrix.shape[1])
+    zero = torch.zeros(()) if zero_point is None else over_columns(zero_point.float(), form, matrix.shape[1])
+    codes = form.grid.quantize(matrix, wide, zero).to(form.dtype)
+    return AffineWeight(codes, scale, zero_point, form, tuple(weight.shape), flat_mask)
+
+
+def as_matrix(
+    weight: Tensor, mask: Bool[Tensor, " ..."] | None = None
+) -> tuple[Float[Tensor, "rows columns"], Bool[Tensor, "rows columns"] | None]:
+    """A weight as float32 rows, removed weights 0, and its mask likewise.
+
+    Raises:
+        ValueError: The weight is empty or not finite.
+    """
+    if weight.numel() == 0 or weight.dim() == 0:
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} cannot be quantized")
+    matrix = weight.detach().float().reshape(weight.shape[0], -1)
+    if not bool(torch.isfinite(matrix).all()):
+        raise ValueError("the weight holds NaN or infinite values")
+    if mask is None:
+        return matrix, None
+    flat = mask.reshape(matrix.shape)
+    return matrix * flat, flat
 
 
 def fits_half(values: Tensor) -> bool:
@@ -174,12 +216,12 @@ def _rounded_up_to_half(scale: Float[Tensor, " count"]) -> Float[Tensor, " count
     return torch.where(exact, scale, (scale * (1 + half.eps)).half().float())
 
 
-def _groups(matrix: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Tensor, "count size"]:
+def in_groups(matrix: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Tensor, "count size"]:
+    """The values that share a scale, one group a row; a short last group is filled, its range unchanged."""
     if form.granularity == "tensor":
         return matrix.reshape(1, -1)
     if form.granularity == "channel":
         return matrix
-    # A short last group is filled with its last column, which leaves its range as it is.
     missing = -matrix.shape[1] % form.group_size
     padded = torch.cat([matrix, matrix[:, -1:].expand(-1, missing)], 1)
     return padded.reshape(-1, form.group_size)

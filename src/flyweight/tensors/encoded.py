@@ -54,13 +54,21 @@ class HasScale(Protocol):
 Encoder = Callable[[Tensor, EncodedWeight | None], EncodedWeight]
 
 
+@runtime_checkable
+class TrainableEncoder(Protocol):
+    """An encoder, a module, through which gradients reach more than the weight."""
+
+    def projected(self, weight: Tensor, before: EncodedWeight | None) -> Tensor:
+        """The decoded weight, of the weight's shape, with gradients."""
+
+
 @final
 class EncodedLayer(nn.Module):
     """A layer computing with ``decode(encode(weight))``.
 
     Attributes:
         layer: The layer with its float weight.
-        encoders: Applied in this order.
+        encoders: Applied in this order; those that are modules belong to the layer as such.
         frozen: The encoding kept by `freeze`, or None.
         input_factors: (columns,) the input is multiplied by first, as smoothing moved their inverse into the
             weight.
@@ -118,12 +126,22 @@ class EncodedLayer(nn.Module):
         """
         if self.frozen is not None:
             return self.frozen
-        result: EncodedWeight | None = None
-        for encoder in self.encoders:
-            result = encoder(self.layer.weight.detach(), result)
+        result = self._encoded_by(self.encoders)
         if result is None:
             raise ValueError("an encoded layer needs an encoder before it is used")
         return result
+
+    def _encoded_by(self, encoders: tuple[Encoder, ...]) -> EncodedWeight | None:
+        result: EncodedWeight | None = None
+        for encoder in encoders:
+            result = encoder(self.layer.weight.detach(), result)
+        return result
+
+    def add_encoder(self, encoder: Encoder) -> None:
+        """Apply one more encoder, after those there are."""
+        if isinstance(encoder, nn.Module):
+            self.add_module(f"encoder_{len(self.encoders)}", encoder)
+        self.encoders = (*self.encoders, encoder)
 
     def bias_scale(self) -> Tensor | None:
         """(rows,) or (1,), the step the bias is rounded to; None where it stays float."""
@@ -142,8 +160,11 @@ class EncodedLayer(nn.Module):
         return compute(self.layer, x, weight, self.bias)
 
     def _decoded(self) -> Tensor:
-        decoded = self.encoding().decode().to(self.layer.weight.dtype)
-        return decoded if self.frozen is not None else straight_through(self.layer.weight, decoded)
+        weight = self.layer.weight
+        if self.frozen is None and self.encoders and isinstance(self.encoders[-1], TrainableEncoder):
+            return self.encoders[-1].projected(weight, self._encoded_by(self.encoders[:-1]))
+        decoded = self.encoding().decode().to(weight.dtype)
+        return decoded if self.frozen is not None else straight_through(weight, decoded)
 
 
 def input_of(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
@@ -184,7 +205,7 @@ def attach(root: nn.Module, name: str, encoder: Encoder, technique: str) -> Enco
         wrapped = EncodedLayer(cast("Layer", layer))
         exchange(root, layer, wrapped)
         layer = wrapped
-    layer.encoders = (*layer.encoders, encoder)
+    layer.add_encoder(encoder)
     layer.technique = "+".join(filter(None, (layer.technique, technique)))
     return layer
 

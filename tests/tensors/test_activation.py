@@ -101,6 +101,84 @@ def test_zeros_stay_zeros_at_run_time(granularity):
     assert not DynamicQuantizer(granularity)(torch.zeros(2, 3)).any()
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("x", CASES.values(), ids=CASES.keys())
+def test_static_codes_are_within_their_width(x, bits):
+    zero_point = 2 ** (bits - 1) - 1
+    steps = StaticQuantizer(0.25, zero_point, bits)(x) / 0.25
+    assert torch.equal(steps, steps.round())
+    assert steps.min() >= -zero_point
+    assert steps.max() <= 2**bits - 1 - zero_point
+    inside = (x / 0.25).clamp(-zero_point, 2**bits - 1 - zero_point)
+    assert ((steps - inside).abs() <= 0.5).all()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("granularity", ["tensor", "token"])
+@pytest.mark.parametrize("x", CASES.values(), ids=CASES.keys())
+def test_dynamic_quantizer_of_any_width_is_off_by_at_most_a_step(x, granularity, bits):
+    quantizer = DynamicQuantizer(granularity, bits)
+    vectors = x.reshape(-1, x.shape[-1]) if granularity == "token" else x.reshape(1, -1)
+    rounded = quantizer(x).reshape(vectors.shape)
+    low, high = vectors.amin(1).clamp(max=0), vectors.amax(1).clamp(min=0)
+    if granularity == "token":
+        step = torch.maximum(-low, high) / (2 ** (bits - 1) - 1)
+    else:
+        step = (high - low) / (2**bits - 1)
+    assert ((rounded - vectors).abs() <= step[:, None] * 1.0001).all()
+    assert all(len(vector.unique()) <= 2**bits for vector in rounded)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "token"])
+def test_fewer_bits_lose_more(granularity):
+    x = CASES["normal"]
+    errors = [float((DynamicQuantizer(granularity, b)(x) - x).square().sum()) for b in range(2, 9)]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 9, 16])
+def test_quantizers_of_other_widths_are_refused(bits):
+    for make in (lambda: StaticQuantizer(1.0, 0, bits), lambda: DynamicQuantizer("tensor", bits)):
+        with pytest.raises(ValueError, match=f"bits of activations must be in 2..8, got {bits}"):
+            make()
+
+
+def test_learned_scale_starts_with_the_same_values():
+    x = CASES["normal"]
+    quantizer = StaticQuantizer(0.3, 3, 3)
+    before = quantizer(x)
+    (scale,) = quantizer.learn_grid()
+    assert scale.requires_grad
+    torch.testing.assert_close(quantizer(x), before, rtol=0, atol=1e-6)
+    quantizer.fix_grid()
+    assert torch.equal(quantizer(x), before)
+    assert not list(quantizer.parameters())
+
+
+def test_gradient_of_a_learned_scale_is_that_of_the_source():
+    """Esser et al. 2020, equation 3: round(v) - v within the range, the end of the range beyond it."""
+    x = torch.tensor([[0.3, 1.1, -5.0, 9.0]], requires_grad=True)
+    quantizer = StaticQuantizer(0.5, 2, 3)  # codes 0..7 stand for -1.0 to 2.5
+    (scale,) = quantizer.learn_grid()
+    quantizer(x).sum().backward()
+    per_value = [1 - 0.6, 2 - 2.2, -2.0, 5.0]
+    assert float(scale.grad) == pytest.approx(sum(per_value) / (4 * 7) ** 0.5, rel=1e-5)
+    assert x.grad.tolist() == [[1, 1, 0, 0]]
+
+
+def test_learned_scale_reduces_the_error():
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    quantizer = StaticQuantizer(1.0, 4, 3)
+    before = float((quantizer(x) - x).square().mean())
+    optimizer = torch.optim.Adam(quantizer.learn_grid(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    quantizer.fix_grid()
+    assert float((quantizer(x) - x).square().mean()) < before / 1.5
+
+
 @pytest.mark.parametrize(
     "quantizer", [StaticQuantizer(0.1, 128), DynamicQuantizer("tensor"), DynamicQuantizer("token")]
 )
@@ -117,9 +195,14 @@ def test_straight_through_keeps_the_rounded_value():
 
 
 @pytest.mark.parametrize(
-    ("scale", "zero_point", "reason"),
-    [(0.0, 0, "scale must be above 0"), (float("nan"), 0, "scale must be above 0"), (1.0, 256, "in 0..255")],
+    ("scale", "zero_point", "bits", "reason"),
+    [
+        (0.0, 0, 8, "scale must be above 0"),
+        (float("nan"), 0, 8, "scale must be above 0"),
+        (1.0, 256, 8, "in 0..255"),
+        (1.0, 16, 4, "in 0..15"),
+    ],
 )
-def test_static_quantizer_refuses_what_is_out_of_range(scale, zero_point, reason):
+def test_static_quantizer_refuses_what_is_out_of_range(scale, zero_point, bits, reason):
     with pytest.raises(ValueError, match=reason):
-        StaticQuantizer(scale, zero_point)
+        StaticQuantizer(scale, zero_point, bits)

@@ -1,12 +1,16 @@
 """Quantization of activations: with ranges fixed by calibration, or found at run time.
 
-Both compute exactly what ONNX's QuantizeLinear and DynamicQuantizeLinear compute, so that the PyTorch
-reference and the exported file round the same values in the same way. Gradients pass straight through the
-rounding.
+At 8 bits both compute exactly what ONNX's QuantizeLinear and DynamicQuantizeLinear compute, so that the
+PyTorch reference and the exported file round the same values in the same way; fewer bits are for PyTorch
+alone. Gradients pass straight through the rounding.
+
+Source: Jacob et al. 2017, arXiv:1712.05877, section 2.1; Esser et al. 2020, arXiv:1902.08153, section 2 (step
+sizes learned by gradient).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, final
 
 import torch
@@ -14,10 +18,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 ActivationGranularity = Literal["tensor", "token"]
+ACTIVATION_BITS = range(2, 9)
 UINT8_HIGHEST = 255
 # Symmetric codes kept unsigned: the integer kernels are fastest on u8 activations and s8 weights.
 TOKEN_ZERO_POINT = 128
 TOKEN_HIGHEST = 127
+
+
+def highest_code(bits: int) -> int:
+    """The largest unsigned code; raises ValueError unless there are 2 to 8 bits."""
+    if bits not in ACTIVATION_BITS:
+        raise ValueError(f"bits of activations must be in 2..8, got {bits}")
+    return (1 << bits) - 1
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
@@ -27,11 +39,12 @@ def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
 
 @final
 class StaticQuantizer(nn.Module):
-    """Rounds a tensor to uint8 codes with one fixed scale and zero point.
+    """Rounds a tensor to unsigned codes with one scale and zero point.
 
     Args:
         scale: Above 0.
-        zero_point: In 0..255.
+        zero_point: One of the codes.
+        bits: Of a code, 2..8.
 
     Raises:
         ValueError: One is out of range.
@@ -40,20 +53,45 @@ class StaticQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, scale: float, zero_point: int) -> None:
+    def __init__(self, scale: float, zero_point: int, bits: int = 8) -> None:
         super().__init__()
         if not scale > 0:
             raise ValueError(f"scale must be above 0, got {scale}")
-        if not 0 <= zero_point <= UINT8_HIGHEST:
-            raise ValueError(f"zero_point must be in 0..255, got {zero_point}")
+        if not 0 <= zero_point <= highest_code(bits):
+            raise ValueError(f"zero_point must be in 0..{highest_code(bits)}, got {zero_point}")
+        self.bits = bits
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
 
     def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """``x`` as the codes represent it."""
+        if isinstance(self.scale, nn.Parameter):
+            return self._learning(x)
         zero_point = self.zero_point.float()
-        codes = ((x / self.scale).round() + zero_point).clamp(0, UINT8_HIGHEST)
+        codes = ((x / self.scale).round() + zero_point).clamp(0, highest_code(self.bits))
         return straight_through(x, (codes - zero_point) * self.scale)
+
+    def learn_grid(self) -> tuple[nn.Parameter, ...]:
+        """Make the scale a parameter, and return it; values beyond the range then have no gradient."""
+        scale = self.scale.clone()
+        del self.scale
+        self.scale = nn.Parameter(scale)
+        return (self.scale,)
+
+    def fix_grid(self) -> None:
+        """Keep the scale as it was learned."""
+        scale = self.scale.detach().clamp_min(torch.finfo(torch.float32).tiny)
+        del self.scale
+        self.register_buffer("scale", scale)
+
+    def _learning(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+        highest, zero_point = highest_code(self.bits), self.zero_point.float()
+        damping = 1 / math.sqrt(max(x[0].numel(), 1) * highest)  # one scale gathers the gradients of all
+        scale = self.scale.clamp_min(torch.finfo(torch.float32).tiny)
+        scale = scale * damping + (scale * (1 - damping)).detach()
+        steps = x / scale
+        codes = straight_through(steps, steps.round()) + zero_point
+        return (codes.clamp(0, highest) - zero_point) * scale
 
 
 @final
@@ -85,27 +123,34 @@ class ChannelQuantizer(nn.Module):
 
 @final
 class DynamicQuantizer(nn.Module):
-    """Rounds a tensor to uint8 codes with ranges taken from the tensor itself.
+    """Rounds a tensor to unsigned codes with ranges taken from the tensor itself.
 
     By ``tensor``: one asymmetric range for all, as ONNX's DynamicQuantizeLinear. By ``token``: one symmetric
     range for each vector along the last axis; outlier tokens then do not coarsen the others.
+
+    Args:
+        granularity: See above.
+        bits: Of a code, 2..8; ValueError otherwise.
     """
 
-    def __init__(self, granularity: ActivationGranularity) -> None:
+    def __init__(self, granularity: ActivationGranularity, bits: int = 8) -> None:
         super().__init__()
         self.granularity: ActivationGranularity = granularity
+        self.bits = bits
+        self._highest = highest_code(bits)
 
     def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """``x`` as the codes represent it."""
         if self.granularity == "token":
-            scale = _token_scale(x.detach())
-            codes = ((x / scale).round() + TOKEN_ZERO_POINT).clamp(0, UINT8_HIGHEST)
-            return straight_through(x, (codes - TOKEN_ZERO_POINT) * scale)
+            middle = 1 << (self.bits - 1)
+            scale = _token_scale(x.detach(), middle - 1)
+            codes = ((x / scale).round() + middle).clamp(0, self._highest)
+            return straight_through(x, (codes - middle) * scale)
         low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
-        scale = (high - low) / UINT8_HIGHEST
+        scale = (high - low) / self._highest
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        zero_point = (-low / scale).round().clamp(0, UINT8_HIGHEST)
-        codes = ((x / scale).round() + zero_point).clamp(0, UINT8_HIGHEST)
+        zero_point = (-low / scale).round().clamp(0, self._highest)
+        codes = ((x / scale).round() + zero_point).clamp(0, self._highest)
         return straight_through(x, (codes - zero_point) * scale)
 
 
@@ -114,6 +159,6 @@ def ranges_span_batch(module: nn.Module) -> bool:
     return any(isinstance(m, DynamicQuantizer) and m.granularity == "tensor" for m in module.modules())
 
 
-def _token_scale(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+def _token_scale(x: Float[Tensor, " ..."], highest: int) -> Float[Tensor, " ..."]:
     tiny = torch.finfo(torch.float32).tiny
-    return (x.abs().amax(-1, keepdim=True) / TOKEN_HIGHEST).clamp_min(tiny)
+    return (x.abs().amax(-1, keepdim=True) / highest).clamp_min(tiny)

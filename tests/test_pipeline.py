@@ -239,7 +239,7 @@ def test_work_folder_is_removed_after_an_error(temporary: Path, tmp_path: Path):
     [
         (
             {"techniques": ("weight_only",), "technique_settings": {"bits": 12}},
-            "bits must be in 2..8, got 12",
+            "bits must be in 2..8 or 16, got 12",
         ),
         ({"plan": "", "techniques": ("weight_only",)}, "leave out --technique"),
         ({"plan": "", "techniques": (), "technique_settings": {"bits": 4}}, "leave out --set"),

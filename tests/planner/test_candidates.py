@@ -87,7 +87,7 @@ def test_settings_that_no_technique_takes_together_are_refused_with_the_reasons(
 
 
 def test_setting_out_of_range_is_refused_before_any_work():
-    with pytest.raises(ValueError, match=r"bits must be in 2..8, got 12"):
+    with pytest.raises(ValueError, match=r"bits must be in 2..8 or 16, got 12"):
         names(LINEAR, ["weight_only"], {"bits": 12})
 
 

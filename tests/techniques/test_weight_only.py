@@ -75,8 +75,8 @@ def test_activations_stay_float():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"bits": 9}, "bits must be in 2..8, got 9"),
-        ({"bits": 1}, "bits must be in 2..8, got 1"),
+        ({"bits": 9}, "bits must be in 2..8 or 16, got 9"),
+        ({"bits": 1}, "bits must be in 2..8 or 16, got 1"),
         ({"bits": 4.0}, "bits must be of type int"),
         ({"bits": True}, "bits must be of type int"),
         ({"symmetric": 1}, "symmetric must be of type bool"),

@@ -203,8 +203,8 @@ def test_weight_without_finite_values_is_refused(w, reason):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"bits": 1}, "bits must be in 2..8, got 1"),
-        ({"bits": 9}, "bits must be in 2..8, got 9"),
+        ({"bits": 1}, "bits must be in 2..8 or 16, got 1"),
+        ({"bits": 9}, "bits must be in 2..8 or 16, got 9"),
         ({"granularity": "group", "group_size": 1}, "group_size must be at least 2"),
         ({"granularity": "channel", "group_size": 32}, "only for granularity 'group'"),
     ],

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import InputError, UnsupportedError
-from flyweight.measure.calibrate import activation_range, observe, uint8_parameters
+from flyweight.measure.activation_ranges import activation_range, code_parameters
+from flyweight.measure.calibrate import observe
 from flyweight.measure.graph import capture, module_of
 from flyweight.techniques import _settings
 from flyweight.techniques._affine import encoder_for, form_of, predicted
@@ -88,7 +89,7 @@ class StaticInt8:
         histograms = observe(graph, batches, placement.own)
         grid = None if first is None else absorb(first, batches)
         method = _settings.choice(settings, "activation_range_method", RANGE_METHODS)
-        parameters = {n: uint8_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
+        parameters = {n: code_parameters(*activation_range(h, method)) for n, h in histograms.items()}  # type: ignore[arg-type]
         sources = {n: placement.quantizer_of(n.all_input_nodes[0]) for n in called}
         steps = {str(n.target): 1.0 if s is None else parameters[s][0] for n, s in sources.items()}
         once = {name for name in steps if sum(n.target == name for n in called) == 1}

@@ -37,7 +37,7 @@ def test_an_exporter_has_the_format_the_catalog_calls_it_by(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no technique is called 'melt'; known: dynamic_int8, static_int8,"):
+    with pytest.raises(ValueError, match=r"no technique is called 'melt'; known: .*dynamic_int8, "):
         catalog.get("technique", "melt")
 
 

@@ -22,6 +22,7 @@ from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.run.onnxruntime import OnnxRuntime
 from flyweight.techniques.weight_only import WeightOnly
+from flyweight.tensors.affine import AffineWeight
 from flyweight.tensors.encoded import encoded_layers
 from flyweight.testing.contracts import (
     TECHNIQUE_CHECKS,
@@ -67,7 +68,11 @@ def test_onnx_file_holds_integers_and_no_metadata(case: Case, exported: Callable
     model = onnx.load(exported(case).model_path)
     integers = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
     stored = sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type in integers)
-    weights = {id(layer.layer.weight): layer.layer.weight for _, layer in encoded_layers(case.result.module)}
+    weights = {
+        id(layer.layer.weight): layer.layer.weight
+        for _, layer in encoded_layers(case.result.module)
+        if isinstance(layer.encoding(), AffineWeight)
+    }
     assert stored >= sum(weight.numel() for weight in weights.values())
     assert [*model.metadata_props, model.doc_string, model.graph.doc_string] == ["", ""]
     assert not any(node.metadata_props or node.doc_string or node.name for node in model.graph.node)
@@ -185,7 +190,9 @@ def test_exporter_that_is_one_percent_off_its_size_fails_the_contract(technique:
 
 
 def test_encoder_that_is_no_projection_is_caught():
-    case = Case("weight_only", "perceptron", Plan("perceptron", (Decision("weight_only", ("0",), Stage.QUANTIZE),)))
+    case = Case(
+        "weight_only", "perceptron", Plan("perceptron", (Decision("weight_only", ("0",), Stage.QUANTIZE),))
+    )
     ((_, layer),) = encoded_layers(case.result.module)
     (encoder,) = layer.encoders
     layer.encoders = (lambda weight, before: encoder(weight * 0.9, before),)

@@ -20,7 +20,16 @@ from flyweight.model import Model
 from flyweight.tensors.encoded import freeze
 
 STORAGE_TOLERANCE = 1e-6  # beyond one byte: sizes are added up in another order
-_COUNTS = ("macs", "input_elements", "output_elements", "code_bits", "activation_mode")
+_COUNTS = (
+    "macs",
+    "input_elements",
+    "output_elements",
+    "encoding",
+    "code_bits",
+    "group_size",
+    "codebook",
+    "activation_mode",
+)
 
 
 def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()) -> Model:

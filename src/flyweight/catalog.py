@@ -13,6 +13,7 @@ CATALOG: dict[Group, dict[str, str]] = {
         "weight_only": "flyweight.techniques.weight_only:WeightOnly",
         "static_int8": "flyweight.techniques.static_int8:StaticInt8",
         "dynamic_int8": "flyweight.techniques.dynamic_int8:DynamicInt8",
+        "binary": "flyweight.techniques.binary:Binary",
     },
     "exporter": {"onnx": "flyweight.export.onnx:OnnxExporter"},
     "runtime": {

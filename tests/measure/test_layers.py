@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +45,17 @@ def test_bits_are_those_of_the_file_and_a_note_says_which_were_planned():
     layers, planned = reports(weight_only(3))
     assert [r.weight_bits for r in layers] == [4.0, 32.0, 4.0]
     assert "the format stores codes of 3 bits in 4" in notes_on(layers, planned)
+
+
+def test_a_form_that_the_file_cannot_hold_is_named():
+    plan = Plan("perceptron", (Decision("binary", ("0", "4"), Stage.QUANTIZE),))
+    layers, planned = reports(plan)
+    kept = [replace(layer, weight_bits=1.0) for layer in layers]
+    note = "the format stores the binary weights of {} decoded, as float32"
+    decoded = tuple(replace(layer, weight_bits=32.0) for layer in layers)
+    assert note.format("2 layers") in notes_on(decoded, planned)
+    assert note.format("1 layer") in notes_on((decoded[0], *kept[1:]), planned)
+    assert not any("binary" in sentence for sentence in notes_on(tuple(kept), planned))
 
 
 def test_layers_that_stay_float_are_named():

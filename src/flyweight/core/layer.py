@@ -8,7 +8,26 @@ from functools import cached_property
 from typing import Literal
 
 Operation = Literal["linear", "conv1d", "conv2d", "embedding"]
+FloatFormat = Literal["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+Encoding = Literal[
+    "float32", FloatFormat, "affine", "binary", "ternary", "normal_float", "codebook", "vector"
+]
 FLOAT_BITS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookProfile:
+    """The lookup tables that the codes of one layer point into.
+
+    Attributes:
+        entries: Of one table.
+        tables: Stored with the layer; 0 where the form itself defines the table, as normal floats do.
+        dimension: Neighbouring columns of a row that one code stands for.
+    """
+
+    entries: int
+    tables: int = 1
+    dimension: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +44,12 @@ class LayerProfile:
         output_elements: Activation elements written, batch 1.
         weight_bits: Mean stored bits of a kept weight, scales and indices included.
         density: Fraction of weights kept, in (0, 1].
+        encoding: The stored form; ``"float32"`` also for forms that are not listed, which exporters write
+            decoded.
         code_bits: Bits of one integer code where the weight is affine, else None.
-        group_size: Columns that share one scale; None where no code is stored, or one scale serves the whole
+        group_size: Columns that share one scale; None where no scale is stored, or one serves the whole
             weight.
+        codebook: Lookup tables of normal floats, codebooks and vectors, else None.
         activation_bits: Bits of one element of the input as it is multiplied.
         activation_mode: ``"float"``, ``"static"`` (ranges fixed by calibration) or ``"dynamic"`` (ranges
             found at run time).
@@ -43,8 +65,10 @@ class LayerProfile:
     output_elements: int
     weight_bits: float = float(FLOAT_BITS)
     density: float = 1.0
+    encoding: Encoding = "float32"
     code_bits: int | None = None
     group_size: int | None = None
+    codebook: CodebookProfile | None = None
     activation_bits: int = FLOAT_BITS
     activation_mode: Literal["float", "static", "dynamic"] = "float"
     tied_to: str | None = None
@@ -53,6 +77,11 @@ class LayerProfile:
     def weights(self) -> int:
         """Number of weights, kept or not."""
         return self.rows * self.columns
+
+    @property
+    def kept(self) -> int | None:
+        """Number of weights kept; None where all are."""
+        return None if self.density >= 1 else round(self.weights * self.density)
 
     @property
     def storage_bytes(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -82,4 +83,14 @@ def notes_on(layers: tuple[LayerReport, ...], planned: ModelProfile) -> tuple[st
         if (before := codes.get(layer.name)) is not None and before < layer.weight_bits
     }
     notes += [f"the format stores codes of {asked} bits in {took}" for asked, took in sorted(wider)]
-    return tuple(notes)
+    return (*notes, *_notes_on_forms(layers, planned))
+
+
+def _notes_on_forms(layers: tuple[LayerReport, ...], planned: ModelProfile) -> Iterator[str]:
+    """Which forms are lost on the way to the file."""
+    forms = {layer.name: layer.encoding for layer in planned.layers}
+    wide = [forms[layer.name] for layer in layers if layer.name in forms and layer.weight_bits >= FLOAT_BITS]
+    for form, count in sorted(Counter(wide).items()):
+        if form not in {"float32", "affine"}:
+            where = "1 layer" if count == 1 else f"{count} layers"
+            yield f"the format stores the {form} weights of {where} decoded, as float32"

@@ -14,7 +14,16 @@ from flyweight.measure.float_modules import float_modules
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineWeight
-from flyweight.tensors.encoded import EncodedLayer, Layer, encoded_layers, input_of, obstacle
+from flyweight.tensors.binary import BinaryWeight
+from flyweight.tensors.encoded import (
+    EncodedLayer,
+    EncodedWeight,
+    Layer,
+    encoded_layers,
+    input_of,
+    obstacle,
+)
+from flyweight.tensors.grouping import columns_of_group
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -106,14 +115,23 @@ def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
     encoding = module.encoding()
     kept = max(profile.weights * encoding.density, 1.0)
     profile = replace(profile, weight_bits=encoding.nbytes * 8 / kept, density=encoding.density)
-    if isinstance(encoding, AffineWeight):
-        form = encoding.form
-        group = {"tensor": None, "channel": profile.columns, "group": min(form.group_size, profile.columns)}
-        profile = replace(profile, code_bits=form.bits, group_size=group[form.granularity])
+    profile = _in_form(profile, encoding)
     if isinstance(module.input_quantizer, DynamicQuantizer):
         return replace(profile, activation_bits=8, activation_mode="dynamic")
     if module.input_scale is not None:
         return replace(profile, activation_bits=8, activation_mode="static")
+    return profile
+
+
+def _in_form(profile: LayerProfile, encoding: EncodedWeight) -> LayerProfile:
+    columns = profile.columns
+    if isinstance(encoding, AffineWeight):
+        form = encoding.form
+        group = {"tensor": None, "channel": columns, "group": min(form.group_size, columns)}
+        return replace(profile, encoding="affine", code_bits=form.bits, group_size=group[form.granularity])
+    if isinstance(encoding, BinaryWeight):
+        size = columns_of_group(columns, encoding.form.group_size) if encoding.form.scaled else None
+        return replace(profile, encoding=encoding.form.levels, group_size=size)
     return profile
 
 

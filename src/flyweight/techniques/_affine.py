@@ -27,7 +27,7 @@ def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
         symmetric=settings.get("symmetric", True),  # type: ignore[arg-type]
         granularity=granularity,  # type: ignore[arg-type]
         group_size=group_size if granularity == "group" else 0,  # type: ignore[arg-type]
-        range_method=settings["range_method"],  # type: ignore[arg-type]
+        range_method=settings.get("range_method", "mse"),  # type: ignore[arg-type]
     )
 
 
@@ -46,11 +46,11 @@ def encoder_for(
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:
     """The layer stored in ``form``."""
-    kept = None if layer.density >= 1 else round(layer.weights * layer.density)
-    bits = form.stored_bits(layer.rows, layer.columns, kept=kept) / (
-        layer.weights if kept is None else max(kept, 1)
-    )
+    kept = layer.weights if layer.kept is None else max(layer.kept, 1)
+    bits = form.stored_bits(layer.rows, layer.columns, kept=layer.kept) / kept
     group = {"tensor": None, "channel": layer.columns, "group": min(form.group_size, layer.columns)}[
         form.granularity
     ]
-    return replace(layer, weight_bits=bits, code_bits=form.bits, group_size=group)
+    return replace(
+        layer, weight_bits=bits, encoding="affine", code_bits=form.bits, group_size=group, codebook=None
+    )

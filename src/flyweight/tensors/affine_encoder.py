@@ -26,12 +26,14 @@ class AffineEncoder(nn.Module):
         form: What to store.
         scale: (1 or rows, groups), above 0: the grid to round to. None sets ranges anew from each weight.
         zero_point: As ``scale``, whole numbers; None when symmetric, or with ``scale`` None.
+        mask: Of the weight's shape, False where a weight is removed; None leaves it to the stage before.
         least_scale: As for `encode_affine`; for ranges set anew.
         half_scales: Likewise.
     """
 
     scale: Tensor | None
     zero_point: Tensor | None
+    mask: Tensor | None
     least_scale: Tensor | None
 
     def __init__(
@@ -40,6 +42,7 @@ class AffineEncoder(nn.Module):
         *,
         scale: Float[Tensor, "_ groups"] | None = None,
         zero_point: Tensor | None = None,
+        mask: Bool[Tensor, " *shape"] | None = None,
         least_scale: Float[Tensor, " rows"] | None = None,
         half_scales: bool = False,
     ) -> None:
@@ -50,17 +53,23 @@ class AffineEncoder(nn.Module):
         self.half_scales = half_scales
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", None if zero_point is None else zero_point.float())
+        self.register_buffer("mask", mask)
         self.register_buffer("least_scale", least_scale)
 
     def forward(self, weight: Tensor, before: EncodedWeight | None = None) -> AffineWeight:
         """The weight as it is stored."""
-        mask = None if before is None else before.mask
+        mask = self._mask(before)
         if self.scale is None:
             return encode_affine(
                 weight, self.form, mask, least_scale=self.least_scale, half_scales=self.half_scales
             )
         zero = None if self.zero_point is None else self._whole_zero_point().to(self.form.dtype)
         return encode_on_grid(weight, self.form, self._positive_scale().detach(), zero, mask)
+
+    def keep_grid(self, weight: Tensor, before: EncodedWeight | None = None) -> AffineEncoder:
+        """The encoder with the grid that ``weight`` is put on, whatever the next weight is."""
+        stored = self(weight, before)
+        return AffineEncoder(self.form, scale=stored.scale, zero_point=stored.zero_point)
 
     def learn_grid(self, weight: Tensor, before: EncodedWeight | None = None) -> tuple[nn.Parameter, ...]:
         """Make the scales, and zero points if there are any, parameters, and return them.
@@ -91,10 +100,13 @@ class AffineEncoder(nn.Module):
             zero = over_columns(_gently(self._whole_zero_point(), damping), self.form, columns)
         steps = torch.clamp(matrix / scale, grid.lowest - zero, grid.highest - zero)
         decoded = _round(steps) * scale
-        mask: Bool[Tensor, " ..."] | None = None if before is None else before.mask
+        mask = self._mask(before)
         if mask is not None:
             decoded = decoded * mask.reshape(matrix.shape)
         return decoded.reshape(weight.shape)
+
+    def _mask(self, before: EncodedWeight | None) -> Tensor | None:
+        return self.mask if self.mask is not None or before is None else before.mask
 
     def _positive_scale(self) -> Tensor:
         if self.scale is None:

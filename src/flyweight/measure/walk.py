@@ -1,0 +1,127 @@
+"""One walk through a captured graph that computes every value twice: in float, and as far as it is quantized.
+
+A layer is quantized when the walk reaches it, so that it is known what it will read and what it should have
+read; all layers together cost two passes over the calibration data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+
+from flyweight.errors import UnsupportedError
+from flyweight.measure.graph import module_of
+from flyweight.model import copied
+
+# name of the layer, its inputs in the quantized model, its inputs in the float model, batch by batch
+Visit = Callable[[str, Sequence[Tensor], Sequence[Tensor]], None]
+
+
+@torch.no_grad()
+def walk(
+    graph: fx.GraphModule, batches: Sequence[Mapping[str, Tensor]], layers: Sequence[str], visit: Visit
+) -> None:
+    """Reach ``layers`` in the order in which they run, and let ``visit`` quantize each in place.
+
+    Args:
+        graph: From `flyweight.measure.graph.capture`; its layers are changed by ``visit`` alone.
+        batches: Calibration batches, input name to (batch, ...).
+        layers: Names of modules the graph calls. One that it calls twice is visited at the first call.
+        visit: Given what a layer reads; the layer must compute quantized afterwards.
+
+    Raises:
+        UnsupportedError: The graph does not call a layer.
+    """
+    walker = _Walk(graph, batches, set(layers))
+    lost = next((name for name in layers if name not in walker.to_visit), None)
+    if lost is not None:
+        raise UnsupportedError(
+            f"layer {lost!r} is not found in the traced model, as something else computes with its "
+            "weight; leave it out of the plan"
+        )
+    for node in graph.graph.nodes:
+        if not walker.to_visit:
+            return
+        walker.reach(node, visit)
+
+
+@final
+class _Walk:
+    def __init__(
+        self, graph: fx.GraphModule, batches: Sequence[Mapping[str, Tensor]], layers: set[str]
+    ) -> None:
+        self._graph, self._batches = graph, batches
+        called = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
+        self._called_again = {name for name in layers if called[name] > 1}
+        self._float_layers: dict[str, nn.Module] = {}
+        self.to_visit = {name for name in layers if called[name]}
+        self._float: dict[fx.Node, list[Any]] = {}
+        self._quantized: dict[fx.Node, list[Any]] = {}
+        self._readers = {node: len(node.users) for node in graph.graph.nodes}
+
+    def reach(self, node: fx.Node, visit: Visit) -> None:
+        """Compute one node, both ways."""
+        if node.op == "output":
+            return
+        name = str(node.target) if node.op == "call_module" else ""
+        if name in self.to_visit:
+            self._quantize(node, name, visit)
+        else:
+            module = module_of(self._graph, node)
+            self._float[node] = self._computed(node, self._float, self._float_layers.get(name, module))
+            changed = name in self._float_layers or any(
+                self._quantized[source] is not self._float[source] for source in node.all_input_nodes
+            )
+            self._quantized[node] = (
+                self._computed(node, self._quantized, module) if changed else self._float[node]
+            )
+        self._forget(node)
+
+    def _quantize(self, node: fx.Node, name: str, visit: Visit) -> None:
+        (source,) = node.all_input_nodes
+        module = self._graph.get_submodule(name)
+        self._float[node] = self._computed(node, self._float, module)
+        if name in self._called_again:
+            self._float_layers[name] = copied(module)
+        visit(name, self._quantized[source], self._float[source])
+        self._quantized[node] = self._computed(node, self._quantized, self._graph.get_submodule(name))
+        self.to_visit.remove(name)
+
+    def _computed(
+        self, node: fx.Node, values: Mapping[fx.Node, list[Any]], module: nn.Module | None
+    ) -> list[Any]:
+        if node.op == "placeholder":
+            return [batch[str(node.target)] for batch in self._batches]
+        if node.op == "get_attr":
+            return [_attribute(self._graph, str(node.target))] * len(self._batches)
+        results = []
+        for index in range(len(self._batches)):
+            here = {source: values[source][index] for source in node.all_input_nodes}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), here.__getitem__)
+            results.append(_call(node, module, args, kwargs))
+        return results
+
+    def _forget(self, node: fx.Node) -> None:
+        for source in {node, *node.all_input_nodes}:
+            if source is not node:
+                self._readers[source] -= 1
+            if not self._readers[source]:
+                self._float.pop(source, None)
+                self._quantized.pop(source, None)
+
+
+def _attribute(graph: fx.GraphModule, target: str) -> Any:
+    path, _, name = target.rpartition(".")
+    return getattr(graph.get_submodule(path), name)
+
+
+def _call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+    if module is not None:
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]

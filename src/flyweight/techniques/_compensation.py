@@ -1,0 +1,88 @@
+"""Rounding one layer towards the outputs of the float model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from flyweight.measure.curvature import Moments
+from flyweight.tensors import rounding
+from flyweight.tensors.affine import AffineForm
+from flyweight.tensors.rounding import Rounded
+
+
+@final
+@dataclass(frozen=True)
+class Effort:
+    """How far rounding goes.
+
+    Attributes:
+        damping: Added to the second moments, as a share of the mean of their diagonal.
+        rounds: Refits of the scales, each followed by sweeps over all codes.
+        sweeps: Of coordinate descent in each round.
+    """
+
+    damping: float = rounding.DAMPING
+    rounds: int = 4
+    sweeps: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= rounding.MOST_DAMPING:
+            raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
+        if self.rounds < 0 or self.sweeps < 1:
+            raise ValueError(f"rounds must be at least 0 and sweeps 1, got {self.rounds} and {self.sweeps}")
+
+
+def round_to_outputs(
+    weight: Tensor, moments: Moments, form: AffineForm, effort: Effort, mask: Tensor | None = None
+) -> Rounded:
+    """The weight rounded so that the layer puts out what the float layer does.
+
+    Args:
+        weight: (rows, ...) of the float layer, removed weights 0.
+        moments: Of what the layer reads.
+        form: What to store.
+        effort: How far to go.
+        mask: (rows, columns), False where a weight is removed.
+    """
+    parts, columns = moments.own.shape[:2]
+    shaped = weight.detach().float().reshape(parts, -1, columns)
+    kept = None if mask is None else mask.reshape(shaped.shape).float()
+    moment = rounding.damped(moments.own, effort.damping)
+    target = rounding.aimed(shaped, moment, moments.cross + (moment - moments.own))
+    one_grid = form.granularity == "tensor"
+    best = rounding.searched(
+        target if kept is None else target * kept,
+        form.grid,
+        moment.diagonal(dim1=1, dim2=2),
+        group_size=form.group_size if form.granularity == "group" else columns,
+        one_grid=one_grid,
+        kept=kept,
+    )
+    found = rounding.compensated(target, form.grid, best, moment)
+    best = rounding.better(target, best, found, moment)
+    for _ in range(effort.rounds):
+        start = best if one_grid else rounding.refit(target, best, moment)
+        found = rounding.descend(target, form.grid, start, moment, effort.sweeps)
+        best = rounding.better(target, best, found, moment)
+    return best
+
+
+def as_stored(rounded: Rounded, form: AffineForm) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point as `AffineEncoder` takes them: (1 or rows, groups)."""
+    groups = rounded.scale.shape[-1]
+    scale, zero = (value.reshape(-1, groups) for value in (rounded.scale, rounded.zero_point))
+    if form.granularity == "tensor":
+        scale, zero = scale[:1], zero[:1]
+    return scale.contiguous(), None if form.symmetric else zero.contiguous()
+
+
+def bias_shift(weight: Tensor, rounded: Rounded, moments: Moments) -> Tensor:
+    """(rows,), what the bias has to take for the mean output to be that of the float layer."""
+    parts, columns = moments.own.shape[:2]
+    shaped = weight.detach().double().reshape(parts, -1, columns)
+    wanted = (shaped @ moments.float_mean.double()[..., None])[..., 0]
+    got = (rounded.decode().double() @ moments.mean.double()[..., None])[..., 0]
+    return (wanted - got).float().reshape(-1)

@@ -1,0 +1,275 @@
+"""Rounding a weight so that the layer's output, not the weight itself, stays close.
+
+The squared output error of a linear layer is ``(w - v) H (w - v)^T`` summed over rows, with ``H`` the second
+moment of its inputs. `compensated` rounds column by column and lets the columns that are left make up for the
+error; `descend` then takes each code in turn to its best value while all others stay; `refit` sets the scales
+to their least-squares values for the codes.
+
+Source: Frantar et al. 2022, arXiv:2210.17323 (GPTQ: order, lazy blocks, Cholesky factor); Behdin et al. 2023,
+arXiv:2309.01885 (QuantEase: coordinate descent on the same error).
+Differs: all parts of a grouped convolution are solved at once; scales are refitted between the sweeps, all
+those of a row jointly; a step that does not lower a row's error is taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from flyweight.tensors.ranges import Grid
+
+BLOCK = 128  # columns whose errors are passed on together
+DAMPING = 0.01  # of the mean of the diagonal, as in the source
+MOST_DAMPING = 1.0
+REFIT_RIDGE = 1e-6  # of the mean of the diagonal: scales of groups that always move together stay apart
+# Candidate ranges from 100 % down to 30 % of min-max; zero points up to two codes beside the range's own.
+RANGE_STEPS = 29
+RANGE_SHRINK = 0.025
+ZERO_POINT_SHIFTS = (0, -1, 1, -2, 2)
+SHIFTED_BITS = 4  # up to which the shifts are tried: finer grids gain nothing
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """Codes of a weight and the grids they are on; decoded, it is ``(codes - zero_point) * scale``.
+
+    Attributes:
+        codes: Whole floats.
+        scale: Of each group of columns, above 0.
+        zero_point: As ``scale``, whole floats; 0 where the grid is symmetric.
+        group: Column to its group.
+        kept: 1 where a weight is kept, 0 where it is removed.
+    """
+
+    codes: Float[Tensor, "parts rows columns"]
+    scale: Float[Tensor, "parts rows groups"]
+    zero_point: Float[Tensor, "parts rows groups"]
+    group: Int[Tensor, " columns"]
+    kept: Float[Tensor, "parts rows columns"] | None = None
+
+    @property
+    def centred(self) -> Float[Tensor, "parts rows columns"]:
+        """Decoded, in steps of the scale."""
+        centred = self.codes - self.zero_point[..., self.group]
+        return centred if self.kept is None else centred * self.kept
+
+    def decode(self) -> Float[Tensor, "parts rows columns"]:
+        """The weight."""
+        return self.centred * self.scale[..., self.group]
+
+
+def output_error(
+    weight: Float[Tensor, "parts rows columns"],
+    rounded: Float[Tensor, "parts rows columns"],
+    moment: Float[Tensor, "parts columns columns"],
+) -> Float[Tensor, "parts rows"]:
+    """Squared output error of each row."""
+    difference = (weight - rounded).double()
+    return ((difference @ moment.double()) * difference).sum(-1)
+
+
+def damped(
+    moment: Float[Tensor, "parts columns columns"], damping: float = DAMPING
+) -> Float[Tensor, "parts columns columns"]:
+    """The moment plus a share of the mean of its diagonal, enough of it to be inverted; float64.
+
+    Inputs that calibration never saw get that share too: their weights are rounded to nearest.
+    """
+    moment = moment.double()
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    eye = torch.eye(moment.shape[-1], dtype=torch.float64)
+    while True:
+        result = moment + damping * mean[:, None, None] * eye
+        if not int(torch.linalg.cholesky_ex(result).info.any()):
+            return result
+        if damping >= MOST_DAMPING:
+            raise ValueError("the second moments of the inputs are not finite")
+        damping = min(damping * 10, MOST_DAMPING)
+
+
+def searched(
+    weight: Float[Tensor, "parts rows columns"],
+    grid: Grid,
+    importance: Float[Tensor, "parts columns"],
+    *,
+    group_size: int,
+    one_grid: bool = False,
+    kept: Float[Tensor, "parts rows columns"] | None = None,
+) -> Rounded:
+    """Each weight rounded to nearest, on the grids whose squared error weighted by ``importance`` is least.
+
+    Args:
+        weight: What to round; removed weights are 0.
+        grid: What the codes may be.
+        importance: Of each column, the second moment of its input.
+        group_size: Columns that share a scale.
+        one_grid: One scale for the whole weight; ``group_size`` is then the number of columns.
+        kept: 0 where a weight is removed.
+    """
+    parts, rows, columns = weight.shape
+    missing = -columns % group_size
+    groups = functional.pad(weight, (0, missing)).reshape(parts, rows, -1, group_size)
+    share = functional.pad(importance.float(), (0, missing)).reshape(parts, 1, -1, group_size)
+    low, high = groups.amin(-1), groups.amax(-1)
+    if one_grid:
+        low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+    best = (torch.full_like(low, torch.inf), *grid.scale_and_zero_point(low, high))
+    for scale, zero in _candidates(grid, low, high):
+        codes = grid.quantize(groups, scale[..., None], zero[..., None])
+        error = (((codes - zero[..., None]) * scale[..., None] - groups).square() * share).sum(-1)
+        error = error.sum().expand_as(error) if one_grid else error
+        takes = error < best[0]
+        now = (error, scale, zero)
+        best = tuple(torch.where(takes, new, old) for new, old in zip(now, best, strict=True))  # type: ignore[assignment]
+    group = torch.arange(columns) // group_size
+    empty = Rounded(weight, best[1], best[2], group, kept)
+    return replace(empty, codes=nearest(weight, grid, empty))
+
+
+def _candidates(grid: Grid, low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(scale, zero point) of ranges within [low, high]."""
+    shifts = ZERO_POINT_SHIFTS if not grid.symmetric and grid.bits <= SHIFTED_BITS else (0,)
+    for step in range(RANGE_STEPS):
+        ratio = 1 - RANGE_SHRINK * step
+        scale, zero = grid.scale_and_zero_point(low * ratio, high * ratio)
+        for shift in shifts:
+            yield scale, (zero + shift).clamp(grid.lowest, grid.highest)
+
+
+def aimed(
+    weight: Float[Tensor, "parts rows columns"],
+    moment: Float[Tensor, "parts columns columns"],
+    cross: Float[Tensor, "parts columns columns"],
+) -> Float[Tensor, "parts rows columns"]:
+    """The weight that, on the quantized model's inputs, comes closest to the float model's outputs.
+
+    Args:
+        weight: Of the float model.
+        moment: Of the quantized model's inputs, from `damped`.
+        cross: Of the float model's inputs with the quantized model's, damped by as much.
+    """
+    target = (weight.double() @ cross).transpose(1, 2)
+    return torch.cholesky_solve(target, torch.linalg.cholesky(moment)).transpose(1, 2).float()
+
+
+def nearest(
+    weight: Float[Tensor, "parts rows columns"], grid: Grid, start: Rounded
+) -> Float[Tensor, "parts rows columns"]:
+    """Codes of each weight by itself."""
+    return grid.quantize(weight, start.scale[..., start.group], start.zero_point[..., start.group])
+
+
+def compensated(
+    weight: Float[Tensor, "parts rows columns"],
+    grid: Grid,
+    start: Rounded,
+    moment: Float[Tensor, "parts columns columns"],
+) -> Rounded:
+    """Codes found column by column, those of largest moment first.
+
+    Args:
+        weight: What to round.
+        grid: What the codes may be.
+        start: Its scales and zero points are used.
+        moment: Positive definite: from `damped`.
+    """
+    order = moment.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True)
+    back = order.argsort()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment[:, order][:, :, order]))
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    scale, zero = start.scale[..., start.group[order]], start.zero_point[..., start.group[order]]
+    kept = None if start.kept is None else start.kept[..., order]
+    left, codes = weight[..., order].clone(), torch.empty_like(weight)
+    for first in range(0, weight.shape[-1], BLOCK):
+        last = min(first + BLOCK, weight.shape[-1])
+        errors = torch.empty_like(left[..., first:last])
+        for j in range(first, last):
+            code = grid.quantize(left[..., j], scale[..., j], zero[..., j])
+            decoded = (code - zero[..., j]) * scale[..., j]
+            if kept is not None:
+                decoded = decoded * kept[..., j]
+            error = (left[..., j] - decoded) / factor[:, j, j, None]
+            left[..., j:last] -= error[..., None] * factor[:, None, j, j:last]
+            codes[..., j], errors[..., j - first] = code, error
+        left[..., last:] -= errors @ factor[:, first:last, last:]
+    return replace(start, codes=codes[..., back])
+
+
+def descend(
+    weight: Float[Tensor, "parts rows columns"],
+    grid: Grid,
+    start: Rounded,
+    moment: Float[Tensor, "parts columns columns"],
+    sweeps: int = 1,
+) -> Rounded:
+    """Codes taken one column after the other to where the output error is least, the others kept."""
+    moment = moment.float()
+    scale, zero = start.scale[..., start.group], start.zero_point[..., start.group]
+    kept = torch.ones(()).expand_as(weight) if start.kept is None else start.kept
+    codes, diagonal = start.codes.clone(), moment.diagonal(dim1=-2, dim2=-1)
+    for _ in range(sweeps):
+        pull = (weight - (codes - zero) * scale * kept) @ moment  # of the error on each column
+        for first in range(0, weight.shape[-1], BLOCK):
+            last = min(first + BLOCK, weight.shape[-1])
+            moved = torch.zeros_like(weight[..., first:last])
+            for j in range(first, last):
+                before = codes[..., j] - zero[..., j]
+                wanted = before * scale[..., j] + pull[..., j] / diagonal[:, j, None]
+                code = grid.quantize(wanted, scale[..., j], zero[..., j])
+                change = (code - codes[..., j]) * scale[..., j] * kept[..., j]
+                pull[..., j:last] -= change[..., None] * moment[:, None, j, j:last]
+                codes[..., j], moved[..., j - first] = code, change
+            pull[..., last:] -= moved @ moment[:, first:last, last:]
+    return replace(start, codes=codes)
+
+
+def refit(
+    weight: Float[Tensor, "parts rows columns"],
+    start: Rounded,
+    moment: Float[Tensor, "parts columns columns"],
+) -> Rounded:
+    """Scales of least output error for the codes, all groups of a row solved together.
+
+    A row of which a scale would not be above 0 stays as it is.
+    """
+    groups = start.scale.shape[-1]
+    moment, centred = moment.double(), start.centred.double()
+    normal = torch.zeros(*start.scale.shape, groups, dtype=torch.float64)
+    right = torch.zeros_like(start.scale, dtype=torch.float64)
+    for group in range(groups):
+        columns = (start.group == group).nonzero()[:, 0]
+        pushed = centred[..., columns] @ moment[:, columns]
+        normal[..., group, :].index_add_(-1, start.group, pushed * centred)
+        right[..., group] = (pushed * weight).sum(-1)
+    diagonal = normal.diagonal(dim1=-2, dim2=-1)
+    empty = diagonal <= 0  # all codes of the group are 0: its scale plays no part
+    ridge = REFIT_RIDGE * diagonal.mean(-1, keepdim=True)
+    normal = normal + torch.diag_embed(torch.where(empty, torch.ones_like(right), ridge))
+    solved = torch.linalg.solve(normal, torch.where(empty, start.scale.double(), right)[..., None])[..., 0]
+    good = (solved.isfinite() & (solved > torch.finfo(torch.float32).tiny)).all(-1, keepdim=True)
+    return replace(start, scale=torch.where(good, solved, start.scale.double()).float())
+
+
+def better(
+    weight: Float[Tensor, "parts rows columns"],
+    one: Rounded,
+    other: Rounded,
+    moment: Float[Tensor, "parts columns columns"],
+) -> Rounded:
+    """Row by row, the one of the smaller output error; the first where they are equal."""
+    first, second = (output_error(weight, r.decode(), moment) for r in (one, other))
+    takes = (second < first)[..., None]
+    return replace(
+        one,
+        codes=torch.where(takes, other.codes, one.codes),
+        scale=torch.where(takes, other.scale, one.scale),
+        zero_point=torch.where(takes, other.zero_point, one.zero_point),
+    )

@@ -55,16 +55,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Artif
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("check", TECHNIQUE_CHECKS, ids=lambda check: check.__name__)
 def test_technique_keeps_the_contract(case: Case, check: Callable[[Case], None]):
+    _skip_refused(case)
     check(case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_result_exports_to_a_file_that_computes_the_same(case: Case, exported: Callable[[Case], Artifact]):
+    _skip_refused(case)
     exported(case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_onnx_file_holds_integers_and_no_metadata(case: Case, exported: Callable[[Case], Artifact]):
+    _skip_refused(case)
     model = onnx.load(exported(case).model_path)
     integers = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
     stored = sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type in integers)
@@ -77,6 +80,16 @@ def test_onnx_file_holds_integers_and_no_metadata(case: Case, exported: Callable
     assert [*model.metadata_props, model.doc_string, model.graph.doc_string] == ["", ""]
     assert not any(node.metadata_props or node.doc_string or node.name for node in model.graph.node)
     assert {entry.domain for entry in model.opset_import} == {""}
+
+
+def _skip_refused(case: Case) -> None:
+    if case.refusal:
+        pytest.skip(case.refusal)
+
+
+@pytest.mark.parametrize("name", catalog.names("technique"))
+def test_technique_finds_work_in_a_network(name: str):
+    assert any(case.refusal is None for case in CASES if case.technique == name)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -11,6 +11,7 @@ Group = Literal["technique", "exporter", "runtime", "task"]
 CATALOG: dict[Group, dict[str, str]] = {
     "technique": {
         "weight_only": "flyweight.techniques.weight_only:WeightOnly",
+        "equalization": "flyweight.techniques.equalization:Equalization",
         "static_int8": "flyweight.techniques.static_int8:StaticInt8",
         "dynamic_int8": "flyweight.techniques.dynamic_int8:DynamicInt8",
         "binary": "flyweight.techniques.binary:Binary",

@@ -15,6 +15,7 @@ CATALOG: dict[Group, dict[str, str]] = {
         "static_int8": "flyweight.techniques.static_int8:StaticInt8",
         "dynamic_int8": "flyweight.techniques.dynamic_int8:DynamicInt8",
         "binary": "flyweight.techniques.binary:Binary",
+        "codebook": "flyweight.techniques.codebook:Codebook",
     },
     "exporter": {"onnx": "flyweight.export.onnx:OnnxExporter"},
     "runtime": {

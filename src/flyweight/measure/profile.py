@@ -9,12 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile, Operation
+from flyweight.core.layer import FLOAT_BITS, CodebookProfile, LayerProfile, ModelProfile, Operation
 from flyweight.measure.float_modules import float_modules
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineWeight
 from flyweight.tensors.binary import BinaryWeight
+from flyweight.tensors.codebook import CodebookWeight
 from flyweight.tensors.encoded import (
     EncodedLayer,
     EncodedWeight,
@@ -132,6 +133,9 @@ def _in_form(profile: LayerProfile, encoding: EncodedWeight) -> LayerProfile:
     if isinstance(encoding, BinaryWeight):
         size = columns_of_group(columns, encoding.form.group_size) if encoding.form.scaled else None
         return replace(profile, encoding=encoding.form.levels, group_size=size)
+    if isinstance(encoding, CodebookWeight):
+        tables, entries = encoding.table.shape
+        return replace(profile, encoding="codebook", codebook=CodebookProfile(entries=entries, tables=tables))
     return profile
 
 

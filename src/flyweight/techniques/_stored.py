@@ -61,5 +61,5 @@ def weight_of(root: nn.Module, name: str) -> tuple[Tensor, EncodedWeight | None]
     """The float weight of the layer at ``name``, and what the stages before made of it."""
     module = root.get_submodule(name)
     if isinstance(module, EncodedLayer):
-        return module.layer.weight.detach(), module.encoding()
+        return module.layer.weight.detach(), module.encoding() if module.encoders else None
     return cast("Layer", module).weight.detach(), None

@@ -11,6 +11,7 @@ import typer
 
 from flyweight import catalog
 from flyweight.cli_values import factor, number_or_numbers, pairs, side
+from flyweight.planner.candidates import JOIN
 from flyweight.settings import DEFAULT_CALIBRATION_SIZE, DEFAULT_SECONDS, Settings
 from flyweight.settings_file import (
     DEFAULT_FILE,
@@ -220,7 +221,8 @@ class Goal:
         list[str] | None,
         typer.Option(
             "--technique",
-            help="Tried in this order; repeatable. See flyweight techniques.",
+            help="Tried in this order; repeatable. Names joined by + are one plan, each in its own stage. "
+            "See flyweight techniques.",
             rich_help_panel=_GOAL,
         ),
     ] = None
@@ -387,7 +389,8 @@ def check_name(group: catalog.Group, name: str) -> None:
 
 def _check_names(values: Mapping[str, Any]) -> None:
     for name in values.get("techniques", ()):
-        check_name("technique", name)
+        for part in name.split(JOIN):
+            check_name("technique", part)
     check_name("exporter", values.get("format", "onnx"))
     if ":" not in values.get("task", ""):
         check_name("task", values.get("task", "classification"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flyweight.core.layer import LayerProfile, ModelProfile
+from flyweight.core.plan import Stage
 from flyweight.errors import UnsupportedError
 from flyweight.planner.candidates import candidates, plan_for
 
@@ -104,3 +105,46 @@ def test_given_granularity_is_kept():
 def test_plan_has_every_layer_once():
     plan = plan_for(LINEAR, "weight_only", {})
     assert [d.layers for d in plan.decisions] == [("0",), ("1",)]
+
+
+def test_joined_techniques_are_one_plan_with_a_decision_a_stage():
+    ((name, plan),) = candidates(CONVOLUTIONAL, ["equalization+weight_only"], {})
+    assert name == "equalization+weight_only"
+    assert [(d.technique, d.layers, d.stage) for d in plan.in_stage_order()] == [
+        ("equalization", ("0", "1"), Stage.TRANSFORM),
+        ("weight_only", ("0", "1"), Stage.QUANTIZE),
+    ]
+
+
+def test_joined_and_single_techniques_are_alternatives():
+    assert names(CONVOLUTIONAL, ["weight_only", "equalization+weight_only"]) == [
+        "weight_only",
+        "equalization+weight_only",
+    ]
+
+
+def test_settings_go_to_the_joined_techniques_that_know_them():
+    plan = plan_for(CONVOLUTIONAL, "equalization+weight_only", {"sweeps": 3, "bits": 4, "group_size": 16})
+    given = {d.technique: dict(d.settings) for d in plan.decisions}
+    assert given["equalization"] == {"sweeps": 3}
+    assert given["weight_only"] == {"bits": 4, "group_size": 16, "granularity": "group"}
+
+
+def test_setting_unknown_to_all_joined_techniques_is_refused():
+    with pytest.raises(ValueError, match=r"no technique has a setting 'alpha'; known: .*bits"):
+        plan_for(CONVOLUTIONAL, "equalization+weight_only", {"alpha": 0.5})
+
+
+def test_setting_out_of_range_of_a_joined_technique_is_refused():
+    with pytest.raises(ValueError, match=r"bits must be .* got 99"):
+        plan_for(CONVOLUTIONAL, "equalization+weight_only", {"bits": 99})
+
+
+def test_two_joined_techniques_of_one_stage_are_refused():
+    with pytest.raises(ValueError, match="weight_only and static_int8 are both of stage quantize"):
+        plan_for(CONVOLUTIONAL, "weight_only+static_int8", {})
+
+
+def test_joined_technique_that_takes_no_layer_is_refused():
+    with pytest.raises(UnsupportedError, match="equalization takes none of the layers of 'm'"):
+        plan_for(known("embedding"), "equalization+weight_only", {})

@@ -1,7 +1,8 @@
 """Plans worth trying, best hope first.
 
-For now a short fixed list: one technique over all the layers it takes. A plan that is chosen layer by layer
-is one more producer of the same `Plan`, and takes this module's place.
+For now a short fixed list: one technique over all the layers it takes, or several joined by `JOIN`, each in
+its own stage. A plan that is chosen layer by layer is one more producer of the same `Plan`, and takes this
+module's place.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flyweight import catalog
 from flyweight.core.layer import ModelProfile
-from flyweight.core.plan import Decision, Plan, Scalar
+from flyweight.core.plan import Decision, Plan, Scalar, Stage
 from flyweight.core.protocols import Technique
 from flyweight.errors import UnsupportedError
 
+JOIN = "+"
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d"})
 
 
@@ -24,11 +26,14 @@ def candidates(
 
     Args:
         profile: Of the float model.
-        techniques: Names from the catalog; empty for the automatic list.
-        settings: Given to each technique; one of the automatic list that cannot take them all is left out.
+        techniques: Names from the catalog, ``"equalization+weight_only"`` for both in one plan; empty for the
+            automatic list.
+        settings: Given to each technique; of those in one plan, to those that know them; one of the automatic
+            list that cannot take them all is left out.
 
     Raises:
-        ValueError: A technique or setting is unknown, or none of the techniques can take the settings.
+        ValueError: A technique or setting is unknown, two in one plan are of one stage, or none of the
+            techniques can take the settings.
         UnsupportedError: A named technique takes none of the model's layers.
     """
     for name in techniques:
@@ -49,12 +54,30 @@ def candidates(
 
 
 def plan_for(profile: ModelProfile, technique: str, settings: Mapping[str, Scalar]) -> Plan:
-    """One technique on every layer it takes.
+    """One technique on every layer it takes, or several, joined by `JOIN`, each on every layer it takes.
 
     Raises:
-        ValueError: A setting is unknown to it or out of range.
-        UnsupportedError: It takes none of the model's layers.
+        ValueError: A setting is unknown or out of range, or two techniques are of one stage.
+        UnsupportedError: One takes none of the model's layers.
     """
+    names = technique.split(JOIN)
+    if len(names) > 1:
+        _check_known(settings, names)
+        _check_stages(names)
+    decisions = []
+    for name in names:
+        known = settings if len(names) == 1 else _known(name)  # one alone refuses what it does not know
+        own = {key: value for key, value in settings.items() if key in known}
+        decisions += _decisions(profile, name, own)
+    plan = Plan(profile.model, tuple(decisions))
+    expected = profile
+    for decision in plan.in_stage_order():  # settings out of range show before any work is done
+        instance: Technique = catalog.get("technique", decision.technique)()
+        expected = instance.predict(expected, decision)
+    return plan
+
+
+def _decisions(profile: ModelProfile, technique: str, settings: Mapping[str, Scalar]) -> list[Decision]:
     layers = _layers(profile, technique)
     instance: Technique = catalog.get("technique", technique)()
     if not layers:
@@ -62,14 +85,9 @@ def plan_for(profile: ModelProfile, technique: str, settings: Mapping[str, Scala
         raise UnsupportedError(
             f"{technique} takes none of the layers of {profile.model!r} ({kinds}); try another technique"
         )
-    if "group_size" in settings and "granularity" not in settings:
+    if "group_size" in settings and "granularity" not in settings and "granularity" in _known(technique):
         settings = {**settings, "granularity": "group"}
-    plan = Plan(
-        profile.model, tuple(Decision(technique, (name,), instance.stage, settings) for name in layers)
-    )
-    for decision in plan.in_stage_order():
-        instance.predict(profile, decision)  # settings out of range show before any work is done
-    return plan
+    return [Decision(technique, (name,), instance.stage, settings) for name in layers]
 
 
 def _layers(profile: ModelProfile, technique: str) -> list[str]:
@@ -92,8 +110,24 @@ def _that_take(
         raise ValueError("no technique takes these settings: " + "; ".join(refusals))
 
 
+def _check_stages(techniques: Sequence[str]) -> None:
+    taken: dict[Stage, str] = {}
+    for name in techniques:
+        stage: Stage = catalog.get("technique", name)().stage
+        if stage in taken:
+            raise ValueError(
+                f"{taken[stage]} and {name} are both of stage {stage.name.lower()}, and a layer has one "
+                "decision in each: name one of them"
+            )
+        taken[stage] = name
+
+
+def _known(technique: str) -> frozenset[str]:
+    return frozenset(getattr(catalog.get("technique", technique), "defaults", ()))
+
+
 def _check_known(settings: Mapping[str, Scalar], techniques: Sequence[str]) -> None:
-    known = {key for name in techniques for key in catalog.get("technique", name).defaults}
+    known = {key for name in techniques for key in _known(name)}
     unknown = next((key for key in settings if key not in known), None)
     if unknown is not None:
         raise ValueError(f"no technique has a setting {unknown!r}; known: {', '.join(sorted(known))}")

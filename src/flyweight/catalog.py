@@ -16,6 +16,7 @@ CATALOG: dict[Group, dict[str, str]] = {
         "dynamic_int8": "flyweight.techniques.dynamic_int8:DynamicInt8",
         "binary": "flyweight.techniques.binary:Binary",
         "codebook": "flyweight.techniques.codebook:Codebook",
+        "normal_float": "flyweight.techniques.normal_float:NormalFloat",
     },
     "exporter": {"onnx": "flyweight.export.onnx:OnnxExporter"},
     "runtime": {

@@ -25,6 +25,7 @@ from flyweight.tensors.encoded import (
     obstacle,
 )
 from flyweight.tensors.grouping import columns_of_group
+from flyweight.tensors.normal_float import NormalFloatWeight
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -133,6 +134,10 @@ def _in_form(profile: LayerProfile, encoding: EncodedWeight) -> LayerProfile:
     if isinstance(encoding, BinaryWeight):
         size = columns_of_group(columns, encoding.form.group_size) if encoding.form.scaled else None
         return replace(profile, encoding=encoding.form.levels, group_size=size)
+    if isinstance(encoding, NormalFloatWeight):
+        table = CodebookProfile(entries=1 << encoding.form.bits, tables=0)
+        size = columns_of_group(columns, encoding.form.group_size)
+        return replace(profile, encoding="normal_float", group_size=size, codebook=table)
     if isinstance(encoding, CodebookWeight):
         tables, entries = encoding.table.shape
         return replace(profile, encoding="codebook", codebook=CodebookProfile(entries=entries, tables=tables))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,14 +26,14 @@ def check_group_size(group_size: int) -> None:
         raise ValueError(f"group_size must be at least {LEAST_GROUP_SIZE}, got {group_size}")
 
 
-def grouped(matrix: Float[Tensor, "rows columns"], group_size: int) -> Float[Tensor, "rows groups size"]:
+def grouped(matrix: Shaped[Tensor, "rows columns"], group_size: int) -> Shaped[Tensor, "rows groups size"]:
     """A copy whose short last groups are filled with zeros."""
     rows, columns = matrix.shape
     size = group_size or columns
     return F.pad(matrix, (0, -columns % size)).reshape(rows, -1, size)
 
 
-def ungrouped(groups: Float[Tensor, "rows groups size"], columns: int) -> Float[Tensor, "rows columns"]:
+def ungrouped(groups: Shaped[Tensor, "rows groups size"], columns: int) -> Shaped[Tensor, "rows columns"]:
     """The inverse of `grouped`."""
     return groups.flatten(1)[:, :columns]
 

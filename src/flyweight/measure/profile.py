@@ -24,6 +24,7 @@ from flyweight.tensors.encoded import (
     input_of,
     obstacle,
 )
+from flyweight.tensors.float_formats import FloatWeight
 from flyweight.tensors.grouping import columns_of_group
 from flyweight.tensors.normal_float import NormalFloatWeight
 
@@ -134,6 +135,9 @@ def _in_form(profile: LayerProfile, encoding: EncodedWeight) -> LayerProfile:
     if isinstance(encoding, BinaryWeight):
         size = columns_of_group(columns, encoding.form.group_size) if encoding.form.scaled else None
         return replace(profile, encoding=encoding.form.levels, group_size=size)
+    if isinstance(encoding, FloatWeight):
+        size = columns if encoding.form.scaled else None
+        return replace(profile, encoding=encoding.form.format, group_size=size)
     if isinstance(encoding, NormalFloatWeight):
         table = CodebookProfile(entries=1 << encoding.form.bits, tables=0)
         size = columns_of_group(columns, encoding.form.group_size)

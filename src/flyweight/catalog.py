@@ -17,6 +17,7 @@ CATALOG: dict[Group, dict[str, str]] = {
         "binary": "flyweight.techniques.binary:Binary",
         "codebook": "flyweight.techniques.codebook:Codebook",
         "normal_float": "flyweight.techniques.normal_float:NormalFloat",
+        "vector": "flyweight.techniques.vector:Vector",
         "float_storage": "flyweight.techniques.float_storage:FloatStorage",
     },
     "exporter": {"onnx": "flyweight.export.onnx:OnnxExporter"},

@@ -27,6 +27,7 @@ from flyweight.tensors.encoded import (
 from flyweight.tensors.float_formats import FloatWeight
 from flyweight.tensors.grouping import columns_of_group
 from flyweight.tensors.normal_float import NormalFloatWeight
+from flyweight.tensors.vector import VectorWeight
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -142,6 +143,10 @@ def _in_form(profile: LayerProfile, encoding: EncodedWeight) -> LayerProfile:
         table = CodebookProfile(entries=1 << encoding.form.bits, tables=0)
         size = columns_of_group(columns, encoding.form.group_size)
         return replace(profile, encoding="normal_float", group_size=size, codebook=table)
+    if isinstance(encoding, VectorWeight):
+        entries, dimension = encoding.table.shape
+        table = CodebookProfile(entries=entries, dimension=dimension)
+        return replace(profile, encoding="vector", codebook=table)
     if isinstance(encoding, CodebookWeight):
         tables, entries = encoding.table.shape
         return replace(profile, encoding="codebook", codebook=CodebookProfile(entries=entries, tables=tables))

@@ -12,6 +12,7 @@ CATALOG: dict[Group, dict[str, str]] = {
     "technique": {
         "weight_only": "flyweight.techniques.weight_only:WeightOnly",
         "equalization": "flyweight.techniques.equalization:Equalization",
+        "smoothing": "flyweight.techniques.smoothing:Smoothing",
         "static_int8": "flyweight.techniques.static_int8:StaticInt8",
         "dynamic_int8": "flyweight.techniques.dynamic_int8:DynamicInt8",
         "binary": "flyweight.techniques.binary:Binary",

@@ -79,6 +79,13 @@ def weight_of(root: nn.Module, name: str) -> Tensor:
     return scaled_layer(root, name).weight.detach()
 
 
+def mask_of(root: nn.Module, name: str) -> Tensor | None:
+    """Of the weight's shape, True where an earlier stage kept it; None where all are kept."""
+    module = root.get_submodule(name)
+    mask = module.encoding().mask if isinstance(module, EncodedLayer) else None
+    return None if mask is None else mask.reshape(scaled_layer(root, name).weight.shape)
+
+
 def _set_weight(root: nn.Module, name: str, weight: Tensor) -> None:
     module = root.get_submodule(name)
     scaled_layer(root, name).weight.copy_(weight)

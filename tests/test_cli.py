@@ -25,7 +25,7 @@ from flyweight.run.manifest import TensorSpec
 from flyweight.settings import DEFAULT_CALIBRATION_SIZE, DEFAULT_SECONDS, DataSettings, Settings
 from tests.run.small_artifacts import total, write_artifact
 
-COMMANDS = ("compress", "run", "evaluate", "benchmark", "export", "demo", "techniques")
+COMMANDS = ("compress", "run", "evaluate", "benchmark", "export", "inspect", "demo", "techniques")
 NET = ("nets.py:net", "--weights", "net.safetensors", "--data", "data.npz")
 FAST = ("--technique", "dynamic_int8", "--max-latency", "1s", "--max-drop", "5%", "--seconds", "0.05")
 

@@ -112,6 +112,30 @@ def test_report_says_what_was_measured(shipped: tuple[Path, Report]):
     assert [layer.technique for layer in report.layers] == ["dynamic_int8", "dynamic_int8"]
 
 
+def test_report_says_where_quality_is_lost(shipped: tuple[Path, Report]):
+    _, report = shipped
+    assert report.analysis.unit == "KL divergence, nats"
+    assert [layer.name for layer in report.analysis.layers] == [layer.name for layer in report.layers]
+    for layer, loss in zip(report.layers, report.analysis.layers, strict=True):
+        assert layer.output_sqnr_db == loss.errors.output.sqnr_db
+        assert loss.damage > 0
+
+
+def test_the_attempt_that_is_kept_is_analysed_whether_shipped_or_not(refused: tuple[Path, Report]):
+    out, report = refused
+    assert report.analysis.layers
+    told = json.loads((refused_path(out) / "report.json").read_text())
+    assert len(told["analysis"]["layers"]) == len(report.analysis.layers)
+
+
+def test_only_the_attempt_that_is_kept_is_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    analysed = []
+    monkeypatch.setattr(attempt, "analyse", lambda *args, **kwargs: analysed.append(args))
+    budget = replace(GENEROUS, storage_bytes=500.0)
+    run(tmp_path / "out", budget=budget, techniques=("weight_only", "dynamic_int8"))
+    assert len(analysed) == 1
+
+
 def test_plan_is_replayed_to_the_same_bytes(shipped: tuple[Path, Report], tmp_path: Path):
     out, _ = shipped
     report = run(tmp_path / "again", plan=str(out / "plan.json"), techniques=())

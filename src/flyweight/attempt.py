@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import final
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from flyweight import _atomic
 from flyweight.apply import apply
+from flyweight.core.analysis import LayerErrors
 from flyweight.core.layer import FLOAT_BITS, ModelProfile
-from flyweight.core.plan import Plan
+from flyweight.core.plan import Plan, Stage
 from flyweight.core.protocols import Task
 from flyweight.core.report import (
     Artifact,
@@ -35,6 +36,8 @@ from flyweight.evaluate.machine import machine, versions
 from flyweight.evaluate.measurement import Conditions, Subject, measure, scored, timed_inputs
 from flyweight.export.artifact import Origin, exporter, mark, pack
 from flyweight.export.check import check_parity
+from flyweight.measure.analysis import analyse, analysed_batches
+from flyweight.measure.error import folded, layer_errors
 from flyweight.measure.layers import layer_reports, notes_on
 from flyweight.measure.profile import profile
 from flyweight.model import Model
@@ -75,6 +78,24 @@ class Run:
 
 
 @final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """A compressed model, and the float model that its errors are measured against, layer by layer.
+
+    Attributes:
+        reference: Batch norms folded, layers reshaped and scaled as in ``model``.
+        model: With frozen layers.
+        errors: Of those layers.
+        batches: They were measured on.
+    """
+
+    reference: Model
+    model: Model
+    errors: Mapping[str, LayerErrors]
+    batches: Sequence[Mapping[str, Tensor]]
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Tried:
     """One attempt that got as far as a report."""
@@ -82,6 +103,7 @@ class Tried:
     report: Report
     artifact: Artifact
     plan: Plan
+    compared: Compared
 
     def fill(self, folder: Path) -> None:
         """Write artifact, plan and reports into a folder."""
@@ -119,10 +141,25 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
     )
     with progress.stage(f"Measuring {name}"):
         stored = exporter(settings.format).lower(made.planned)
-        layers = layer_reports(run.model, made.model, plan, run.batches[0], stored)
+        compared = _compared(run, made.model, plan)
+        layers = layer_reports(run.model, plan, compared.errors, stored)
         measured = _measured(run, compressed)
     report = _report(run, made, layers=layers, measured=measured, before=before)
-    return Tried(report, made.artifact, plan)
+    return Tried(report, made.artifact, plan, compared)
+
+
+def analysed(run: Run, tried: Tried) -> Tried:
+    """The attempt with the analysis of where its quality is lost in the report."""
+    compared = tried.compared
+    analysis = analyse(
+        compared.reference,
+        compared.model,
+        compared.errors,
+        compared.batches,
+        classes=run.task.class_targets is True,
+        progress=run.progress,
+    )
+    return replace(tried, report=replace(tried.report, analysis=analysis))
 
 
 def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
@@ -135,6 +172,15 @@ def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
         artifact = pack(model, plan, folder, origin, "refused")  # until it is judged
         parity = check_parity(model, artifact, run.batches[0])
     return _Made(name=name, model=model, planned=profile(model), artifact=artifact, parity=parity)
+
+
+def _compared(run: Run, model: Model, plan: Plan) -> Compared:
+    """What comes before quantization is carried out in the reference too: layers correspond one by one."""
+    before = tuple(d for d in plan.decisions if d.stage < Stage.QUANTIZE)
+    original = apply(run.model, Plan(plan.model, before), run.batches) if before else run.model
+    reference, batches = folded(original), analysed_batches(model, run.batches)
+    errors = layer_errors(reference, model, batches)
+    return Compared(reference=reference, model=model, errors=errors, batches=batches)
 
 
 def _measured(run: Run, compressed: Subject) -> tuple[Measurement, Measurement, Comparison]:

@@ -91,6 +91,21 @@ class _Rival:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class _Inspected:
+    artifact: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder that compress wrote, OUT-refused too.")
+    ]
+    layer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="All that is known of one layer, instead of the ranking."),
+    ] = None
+    top: Annotated[
+        int | None, typer.Option(min=1, help=f"Layers shown, the costliest first; {FEW_SHOWN} by default.")
+    ] = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class _DemoFolder:
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("flyweight-demo")
     overwrite: Annotated[
@@ -253,6 +268,38 @@ def export(
     with _progress(terminal) as progress:
         artifact = export(settings, progress=progress)
     _tell(f"{artifact.nbytes} bytes written to {settings.out}", terminal)
+    return 0
+
+
+@app.command()
+@spread
+def inspect(folder: _Inspected, terminal: Terminal) -> int:
+    """Show where quality is lost: errors of each quantized layer, what it costs, and gains one width higher.
+
+    It was measured by compress, on the PyTorch reference with calibration examples; report.html draws it.
+
+    Example: flyweight inspect small --top 5
+    """
+    from flyweight.report.inspection import print_analysis, print_layer
+    from flyweight.report.read import analysis_of, layer_called, read_report
+
+    if folder.layer is not None and folder.top is not None:
+        raise typer.BadParameter("--layer shows one layer: leave out --top")
+    report = read_report(folder.artifact)
+    analysis = analysis_of(report, folder.artifact)
+    if folder.layer is not None:
+        layer = layer_called(analysis, folder.layer, folder.artifact)
+        if terminal.json:
+            _print(json.dumps({"unit": analysis.unit, **asdict(layer)}, indent=1))
+        elif not terminal.quiet:
+            print_layer(report, analysis, layer, Console())
+        return 0
+    top = folder.top or FEW_SHOWN
+    if terminal.json:
+        chosen = asdict(analysis) | {"layers": [asdict(layer) for layer in analysis.ranked[: folder.top]]}
+        _print(json.dumps(chosen, indent=1))
+    elif not terminal.quiet:
+        print_analysis(report, analysis, Console(), top=top)
     return 0
 
 

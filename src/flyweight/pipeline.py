@@ -13,7 +13,7 @@ from torch import nn
 
 from flyweight import _atomic
 from flyweight.apply import apply, predicted
-from flyweight.attempt import Run, Tried, attempt, measured_subject, origin_of
+from flyweight.attempt import Run, Tried, analysed, attempt, measured_subject, origin_of
 from flyweight.core.plan import Plan
 from flyweight.core.protocols import Task
 from flyweight.core.report import Artifact, Attempt, Report
@@ -160,8 +160,8 @@ def _open(
 
 
 def _best_attempt(run: Run) -> Tried:
-    """The first attempt that may be shipped, else the one that is closest to it."""
-    tried: list[Tried] = []
+    """The first attempt that may be shipped, else the one that is closest to it; with its analysis."""
+    best: Tried | None = None
     attempts: list[Attempt] = []
     for name, plan in run.plans:
         try:
@@ -169,20 +169,22 @@ def _best_attempt(run: Run) -> Tried:
         except (UnsupportedError, ContractError, ParityError) as error:
             attempts.append(Attempt(name=name, outcome=str(error)))
             continue
-        tried.append(latest)
         attempts.append(latest.report.attempts[-1])
         if latest.report.verdict.shipped:
-            return latest
-    if not tried:
+            return analysed(run, latest)
+        if best is None or _shortfall(latest, run.settings) < _shortfall(best, run.settings):
+            best = latest
+    if best is None:
         raise UnsupportedError(
             "nothing could be applied: " + "; ".join(f"{a.name}: {a.outcome}" for a in attempts)
         )
-    budget = run.settings.budget
-    best = min(
-        tried,
-        key=lambda t: shortfall(t.report.verdict, t.report.compressed, t.report.comparison, budget),
-    )
-    return Tried(replace(best.report, attempts=tuple(attempts)), best.artifact, best.plan)
+    best = analysed(run, best)
+    return replace(best, report=replace(best.report, attempts=tuple(attempts)))
+
+
+def _shortfall(tried: Tried, settings: Settings) -> tuple[float, ...]:
+    report = tried.report
+    return shortfall(report.verdict, report.compressed, report.comparison, settings.budget)
 
 
 def _plans(settings: Settings, model: Model) -> tuple[tuple[str, Plan], ...]:

@@ -11,6 +11,7 @@ from torch import nn
 from flyweight.apply import apply
 from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.export.onnx import OnnxExporter
+from flyweight.measure.error import layer_errors
 from flyweight.measure.layers import layer_reports, notes_on
 from flyweight.measure.profile import profile
 from flyweight.model import Model
@@ -27,7 +28,8 @@ def reports(plan):
     model = perceptron()
     result = apply(model, plan)
     planned = profile(result)
-    return layer_reports(model, result, plan, batches_for(model)[0], OnnxExporter().lower(planned)), planned
+    errors = layer_errors(model, result, batches_for(model)[:1])
+    return layer_reports(model, plan, errors, OnnxExporter().lower(planned)), planned
 
 
 def test_layer_reports_say_what_each_layer_became():
@@ -77,7 +79,8 @@ def test_modules_that_no_technique_takes_are_named_with_their_bytes(technique):
     plan = plan_for(profile(model), technique, {})
     result = apply(model, plan, batches_for(model))
     planned = profile(result)
-    layers = layer_reports(model, result, plan, model.example_inputs, OnnxExporter().lower(planned))
+    errors = layer_errors(model, result, [model.example_inputs])
+    layers = layer_reports(model, plan, errors, OnnxExporter().lower(planned))
     (memory,) = (layer for layer in layers if layer.name == "memory")
     weights = 3 * 4 * (6 + 4 + 2)
     assert (memory.name, memory.op, memory.technique, memory.weights) == ("memory", "GRU", "float", weights)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from flyweight.core.analysis import (
+    KL,
+    Analysis,
+    Deviation,
+    ErrorHistogram,
+    Fit,
+    LayerErrors,
+    LayerLoss,
+    Wider,
+)
 from flyweight.core.report import (
     Attempt,
     Comparison,
@@ -27,7 +38,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def sample(layers: int = 20, rounds: int = 300) -> Report:
     """A convolutional network at int8, shipped, with ``layers`` layers and ``rounds`` timings."""
     rng = np.random.default_rng(0)
-    return Report(
+    report = Report(
         model="cifar10_resnet20",
         task="classification",
         metric="top-1 accuracy",
@@ -70,6 +81,22 @@ def sample(layers: int = 20, rounds: int = 300) -> Report:
             "seed": 0,
         },
         created="2026-02-03T12:00:00+00:00",
+    )
+    return replace(report, analysis=analysis(report.layers))
+
+
+def analysis(layers: Sequence[LayerReport]) -> Analysis | None:
+    """Of the layers that are quantized; where there are many, the last two were not tried alone."""
+    quantized = [layer for layer in layers if layer.weight_sqnr_db is not None]
+    if not quantized:
+        return None
+    rng = np.random.default_rng(1)
+    losses = tuple(
+        _loss(rng, layer, tried=len(quantized) < 9 or len(quantized) - i > 2)
+        for i, layer in enumerate(quantized)
+    )
+    return Analysis(
+        unit=KL, examples=64, trial_examples=32, damage=0.031, output=_deviation(21.0), layers=losses
     )
 
 
@@ -132,6 +159,7 @@ def hostile(text: str) -> Report:
             report.comparison, slices=(Slice(name=text, examples=9, original=0.9, compressed=0.8),)
         ),
         layers=tuple(replace(layer, name=text, op=text, technique=text) for layer in report.layers),
+        analysis=_hostile_analysis(report.analysis, text),
         attempts=tuple(replace(attempt, name=text, outcome=text) for attempt in report.attempts),
         verdict=Verdict(shipped=False, reasons=(text,)),
         notes=(text,),
@@ -139,6 +167,57 @@ def hostile(text: str) -> Report:
         machine={text: text},
         settings={text: {text: [text]}},
     )
+
+
+def _hostile_analysis(found: Analysis | None, text: str) -> Analysis:
+    """Every text is ``text``, and numbers are none that flyweight writes."""
+    assert found is not None
+    histogram = ErrorHistogram(
+        unit=text,
+        bound=1.0,
+        counts=(0, 3, 1),
+        outside=0,
+        fits=(Fit(shape=text, centre=0.0, spread=-1.0, distance=2.0),),
+    )
+    none = ErrorHistogram(unit="steps", bound=0.0, counts=(), outside=-1, fits=())
+    odd = replace(found.layers[0], name=text, histogram=none, damage=-1.0, wider=None)
+    layers = tuple(replace(layer, name=text, histogram=histogram) for layer in found.layers)
+    return replace(found, unit=text, layers=(odd, *layers))
+
+
+def _loss(rng: np.random.Generator, layer: LayerReport, *, tried: bool) -> LayerLoss:
+    damage = float(rng.gamma(0.5, 0.01)) if tried else None
+    wider = Wider(bits=8, more_bytes=layer.weights / 2, damage=None if damage is None else damage / 200)
+    errors = np.histogram(rng.uniform(-0.5, 0.5, layer.weights), bins=41, range=(-0.5, 0.5))[0]
+    shapes = (("uniform", 0.5), ("triangular", 0.71), ("gaussian", 0.29))
+    return LayerLoss(
+        name=layer.name,
+        bits=4.0,
+        errors=LayerErrors(
+            weight=_deviation(layer.weight_sqnr_db),
+            output_alone=_deviation((layer.output_sqnr_db or 0.0) + float(rng.uniform(0, 9))),
+            output=_deviation(layer.output_sqnr_db),
+        ),
+        histogram=ErrorHistogram(
+            unit="steps",
+            bound=0.5,
+            counts=tuple(errors.tolist()),
+            outside=0,
+            fits=tuple(
+                Fit(shape=shape, centre=0.0, spread=spread, distance=0.01 * (i + 1))
+                for i, (shape, spread) in enumerate(shapes)
+            ),
+        ),
+        damage=damage,
+        wider=wider if tried else None,
+    )
+
+
+def _deviation(sqnr_db: float | None) -> Deviation | None:
+    if sqnr_db is None:
+        return None
+    relative = float(10 ** (-sqnr_db / 20))
+    return Deviation(mse=relative**2, max_abs=4 * relative, relative=relative, sqnr_db=sqnr_db, cosine=0.999)
 
 
 def _measurement(

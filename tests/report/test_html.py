@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 
@@ -99,7 +100,7 @@ def test_page_says_which_energy_is_estimated() -> None:
 
 def test_every_figure_has_alternative_text_and_caption() -> None:
     page = _page("shipped")
-    assert page.count("<svg") == page.count('role="img"') == page.count("<figcaption>") == 5
+    assert page.count("<svg") == page.count('role="img"') == page.count("<figcaption>") == 8
     assert not re.search(r'aria-label="\s*"', page)
 
 
@@ -112,6 +113,23 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 def test_every_layer_is_in_the_table() -> None:
     assert _page("many layers").count("<td>conv2d</td>") == 75
+
+
+def test_page_says_where_quality_is_lost_and_what_that_was_measured_on() -> None:
+    page = _page("shipped")
+    assert "With all 18 quantized layers, the model&#39;s output moves by 0.031" in page
+    assert (
+        "Measured on the PyTorch reference with 64 calibration examples, not on the file; the effect on the "
+        "output with 32 of them; only the 16 of 18 layers with the largest error were tried alone." in page
+    )
+    rows = re.findall(r'<tr><th scope="row" class="name">(?:(?!</tr>).)*Uniform, 1.0 % off', page)
+    assert len(rows) == 18
+
+
+def test_a_page_of_an_unquantized_model_has_no_part_on_losses() -> None:
+    assert "Where quality is lost" not in _page("bare")
+    empty = replace(sample(4).analysis, layers=())
+    assert "Where quality is lost" not in to_html(replace(sample(4), analysis=empty))
 
 
 def test_one_report_gives_one_text() -> None:

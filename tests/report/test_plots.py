@@ -12,7 +12,23 @@ import pytest
 from sample_report import bare, hostile, refused, sample
 
 from flyweight.core.report import Report
-from flyweight.report import plots
+from flyweight.report import loss_plots, plots
+
+
+def ranking(report: Report) -> str:
+    assert report.analysis is not None
+    return loss_plots.ranking(report.analysis)
+
+
+def propagation(report: Report) -> str:
+    assert report.analysis is not None
+    return loss_plots.propagation(report.analysis)
+
+
+def error_histograms(report: Report) -> str:
+    assert report.analysis is not None
+    return loss_plots.error_histograms(report.analysis)
+
 
 PLOTS = (
     plots.before_after,
@@ -20,6 +36,9 @@ PLOTS = (
     plots.layer_bars,
     plots.worst_slices,
     plots.attempts_scatter,
+    ranking,
+    propagation,
+    error_histograms,
 )
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_report import bare, hostile, sample
 
+from flyweight.core import analysis as core_analysis
 from flyweight.core import report as core_report
 from flyweight.core.report import REPORT_VERSION, Latency, Report
 from flyweight.errors import ArtifactError
@@ -202,9 +203,8 @@ def test_a_measurement_that_is_not_finite_is_not_written() -> None:
 def test_every_field_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     section = text.partition("## report.json")[2]
-    values = [
-        v for v in vars(core_report).values() if dataclasses.is_dataclass(v) and v is not core_report.Artifact
-    ]
+    declared = {**vars(core_report), **vars(core_analysis)}.values()
+    values = [v for v in declared if dataclasses.is_dataclass(v) and v is not core_report.Artifact]
     missing = [
         f"{v.__name__}.{f.name}"
         for v in values

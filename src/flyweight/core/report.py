@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REPORT_VERSION = 1
+from flyweight.core.analysis import Analysis
+
+REPORT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +179,8 @@ class LayerReport:
         weight_sqnr_db: Signal to quantization noise of the weight in decibels; None if the weight is as it
             was.
         output_sqnr_db: The same of the layer's output on calibration data, all earlier layers compressed too.
+
+    Both decibels are of the PyTorch reference.
     """
 
     name: str
@@ -234,6 +238,7 @@ class Report:
         task: Name of the task.
         metric: Name of the metric; higher is better.
         technique: The technique that was kept.
+        analysis: Where quality is lost, measured on the PyTorch reference; None where no layer is quantized.
         notes: What the reader must know: leaks between splits, layers left in float, downgrades.
         versions: Package to version.
         machine: Processor, cores, instruction sets; no host name.
@@ -252,6 +257,7 @@ class Report:
     parity: Parity
     attempts: tuple[Attempt, ...]
     verdict: Verdict
+    analysis: Analysis | None = None
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)

@@ -5,33 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor
-
+from flyweight.core.analysis import Deviation, LayerErrors
 from flyweight.core.layer import FLOAT_BITS, ModelProfile
 from flyweight.core.plan import Plan
 from flyweight.core.report import LayerReport
-from flyweight.measure.error import folded, output_sqnr_db, weight_sqnr_db
 from flyweight.model import Model
 
 
 def layer_reports(
     original: Model,
-    compressed: Model,
     plan: Plan,
-    batch: Mapping[str, Tensor],
+    errors: Mapping[str, LayerErrors],
     stored: ModelProfile,
 ) -> tuple[LayerReport, ...]:
     """One record a layer, in execution order, then one for each module that no technique takes.
 
     Args:
         original: What it was.
-        compressed: What it became.
-        plan: How.
-        batch: Errors of outputs are measured on it.
-        stored: Of ``compressed``, as the file stores it (`flyweight.core.protocols.Exporter.lower`).
+        plan: How it was compressed.
+        errors: Of its quantized layers, from `flyweight.measure.error.layer_errors`.
+        stored: What it became, as the file stores it (`flyweight.core.protocols.Exporter.lower`).
     """
-    weights = weight_sqnr_db(compressed.module)
-    outputs = output_sqnr_db(folded(original), compressed, [batch])
     layers = tuple(
         LayerReport(
             name=layer.name,
@@ -41,8 +35,8 @@ def layer_reports(
             weight_bits=float(layer.code_bits or FLOAT_BITS),
             activation_bits=layer.activation_bits,
             storage_bytes=float(layer.storage_bytes),
-            weight_sqnr_db=weights.get(layer.name),
-            output_sqnr_db=outputs.get(layer.name),
+            weight_sqnr_db=_sqnr_db(errors[layer.name].weight) if layer.name in errors else None,
+            output_sqnr_db=_sqnr_db(errors[layer.name].output) if layer.name in errors else None,
         )
         for layer in stored.layers
     )
@@ -61,6 +55,10 @@ def layer_reports(
         )
         for module in stored.float_modules
     )
+
+
+def _sqnr_db(found: Deviation | None) -> float | None:
+    return None if found is None else found.sqnr_db
 
 
 def notes_on(layers: tuple[LayerReport, ...], planned: ModelProfile) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from markupsafe import Markup
 
 from flyweight.core.report import Report
 from flyweight.report import plots
+from flyweight.report.html_figure import HtmlFigure, html_figure
+from flyweight.report.html_loss import loss_section
 from flyweight.report.summary import comparison_rows, facts, headline
 from flyweight.report.wording import (
     bytes_text,
@@ -26,8 +28,6 @@ from flyweight.report.wording import (
 )
 
 _TEMPLATE = "report.html.j2"
-# Inside HTML the parser knows the namespace of <svg>; without its address the page holds no address at all.
-_NAMESPACES = (' xmlns="http://www.w3.org/2000/svg"', ' xmlns:xlink="http://www.w3.org/1999/xlink"')
 
 
 @final
@@ -36,15 +36,6 @@ class _Card:
     label: str
     value: str
     detail: str
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Figure:
-    title: str
-    caption: str
-    alt: str
-    svg: Markup
 
 
 def to_html(report: Report) -> str:
@@ -62,6 +53,7 @@ def to_html(report: Report) -> str:
         facts=facts(report),
         figures=_figures(report),
         layers_figure=_layers_figure(report),
+        loss=None if report.analysis is None else loss_section(report.analysis),
         wording=metric_wording(report),
         conditions=_conditions(report),
     )
@@ -101,7 +93,7 @@ def _cards(report: Report) -> tuple[_Card, ...]:
     return tuple(cards)
 
 
-def _figures(report: Report) -> tuple[_Figure, ...]:
+def _figures(report: Report) -> tuple[HtmlFigure, ...]:
     found = [_before_after_figure(report), _latency_figure(report)]
     if report.comparison.slices:
         found.append(_slices_figure(report))
@@ -110,16 +102,9 @@ def _figures(report: Report) -> tuple[_Figure, ...]:
     return tuple(found)
 
 
-def _figure(svg: str, *, title: str, caption: str, alt: str) -> _Figure:
-    for namespace in _NAMESPACES:
-        svg = svg.replace(namespace, "", 1)
-    # Markup is safe here: matplotlib wrote it, and its writer escapes the names in it.
-    return _Figure(title=title, caption=caption, alt=alt, svg=Markup(svg))
-
-
-def _before_after_figure(report: Report) -> _Figure:
+def _before_after_figure(report: Report) -> HtmlFigure:
     rows = comparison_rows(report)
-    return _figure(
+    return html_figure(
         plots.before_after(report),
         title="Size, latency, quality",
         caption=f"Whiskers: latency up to its 95th percentile; quality with its "
@@ -128,10 +113,10 @@ def _before_after_figure(report: Report) -> _Figure:
     )
 
 
-def _latency_figure(report: Report) -> _Figure:
+def _latency_figure(report: Report) -> HtmlFigure:
     rounds = len(report.compressed.latency.samples_s)
     medians = next(row for row in comparison_rows(report) if row.label == "Latency p50")
-    return _figure(
+    return html_figure(
         plots.latency_distribution(report),
         title="Latency distribution",
         caption=f"{rounds:,} calls of each file, in turn; further left is faster. The slowest few percent "
@@ -140,11 +125,11 @@ def _latency_figure(report: Report) -> _Figure:
     )
 
 
-def _slices_figure(report: Report) -> _Figure:
+def _slices_figure(report: Report) -> HtmlFigure:
     wording, slices = metric_wording(report), report.comparison.slices
     shown = min(len(slices), plots.MAX_SLICES)
     worst = sorted(slices, key=lambda part: -part.drop)[:shown]
-    return _figure(
+    return html_figure(
         plots.worst_slices(report),
         title="Worst classes and slices",
         caption=f"Change of quality on {shown} of {len(slices)} parts of the evaluation data, the worst on "
@@ -153,13 +138,13 @@ def _slices_figure(report: Report) -> _Figure:
     )
 
 
-def _attempts_figure(report: Report) -> _Figure:
+def _attempts_figure(report: Report) -> HtmlFigure:
     wording, measured = metric_wording(report), plots.measured_attempts(report)
     listed = (
         f"{a.name} {bytes_text(a.storage_bytes or 0)}, drop {wording.drop(a.quality_drop or 0.0)}"
         for a in measured
     )
-    return _figure(
+    return html_figure(
         plots.attempts_scatter(report),
         title="What was tried",
         caption="Further up is better, further left is smaller. The attempt that was chosen is filled.",
@@ -167,7 +152,7 @@ def _attempts_figure(report: Report) -> _Figure:
     )
 
 
-def _layers_figure(report: Report) -> _Figure | None:
+def _layers_figure(report: Report) -> HtmlFigure | None:
     if not report.layers:
         return None
     shown = len(plots.drawn_layers(report.layers))
@@ -176,11 +161,11 @@ def _layers_figure(report: Report) -> _Figure | None:
         if shown == len(report.layers)
         else f"The {shown} layers with the lowest output SQNR."
     )
-    return _figure(
+    return html_figure(
         plots.layer_bars(report),
         title="Bits and error of each layer",
-        caption=f"{which} SQNR: signal to quantization noise, higher is better; the output's includes the "
-        "error of all earlier layers.",
+        caption=f"{which} SQNR: signal to quantization noise, higher is better; the output's with all "
+        "earlier layers quantized too, and where a ring is drawn, alone. Measured on the PyTorch reference.",
         alt=f"Bars of {shown} layers; the table below holds the same numbers.",
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flyweight.core.analysis import Deviation
 from flyweight.core.report import Attempt, Estimate, Latency, LayerReport, Report, Slice
 from flyweight.report.figure import INK, draw
 from flyweight.report.wording import (
@@ -60,13 +61,17 @@ def latency_distribution(report: Report) -> str:
 def layer_bars(report: Report) -> str:
     """Bits and SQNR of each layer in execution order; the worst `MAX_LAYERS` where there are more.
 
+    The output's SQNR is shown with only this layer quantized, too, where that was analysed.
+
     Raises:
         ValueError: The report holds no layer.
     """
     if not report.layers:
         raise ValueError("the report holds no layer to draw")
     layers = drawn_layers(report.layers)
-    return draw("layers", (_WIDTH, 1.1 + 0.18 * len(layers)), partial(_paint_layers, layers=layers))
+    alone = {x.name: x.errors.output_alone for x in report.analysis.layers} if report.analysis else {}
+    paint = partial(_paint_layers, layers=layers, alone=[_sqnr_db(alone.get(x.name)) for x in layers])
+    return draw("layers", (_WIDTH, 1.1 + 0.18 * len(layers)), paint)
 
 
 def drawn_layers(layers: Sequence[LayerReport]) -> tuple[LayerReport, ...]:
@@ -176,34 +181,45 @@ def _curve(axes: Axes, latency: Latency, name: str, colour: str) -> None:
     axes.step(times, fractions, where="post", color=colour, linewidth=2, label=label)
 
 
-def _paint_layers(figure: Figure, layers: Sequence[LayerReport]) -> None:
+def _sqnr_db(found: Deviation | None) -> float:
+    """NaN, which draws nothing, where there is none."""
+    return math.nan if found is None or found.sqnr_db is None else found.sqnr_db
+
+
+def _paint_layers(figure: Figure, layers: Sequence[LayerReport], alone: Sequence[float]) -> None:
     bits, sqnr = figure.subplots(1, 2, sharey=True, width_ratios=[2, 3])
-    weight, activation = [x.weight_bits for x in layers], [x.activation_bits for x in layers]
-    _two_bars_a_row(bits, "Bits", weight, activation)
-    _two_bars_a_row(
-        sqnr, "SQNR in dB", [x.weight_sqnr_db for x in layers], [x.output_sqnr_db for x in layers]
-    )
-    bits.set_yticks(range(len(layers)), [_name(layer.name, _NAME_LENGTH) for layer in layers], fontsize=7.5)
+    rows = np.arange(len(layers))
+    bits.barh(rows - 0.2, [x.weight_bits for x in layers], color=_COMPRESSED, height=0.36)
+    bits.barh(rows + 0.2, [x.activation_bits for x in layers], color=_ACTIVATION, height=0.36)
+    _paint_sqnr(sqnr, layers, alone)
+    for axes, title in ((bits, "Bits"), (sqnr, "SQNR in dB")):
+        axes.set_title(title)
+        axes.tick_params(top=True, labeltop=True, left=False)
+        axes.grid(True, axis="x")
+    bits.set_yticks(rows, [_name(layer.name, _NAME_LENGTH) for layer in layers], fontsize=7.5)
     bits.set_ylim(len(layers) - 0.4, -0.6)
     bits.set_xticks([0, 8, 16, 32])
     bits.set_xlim(0, 34)
-    handles, _ = sqnr.get_legend_handles_labels()
-    labels = ["weight", "activation: bits of the input, SQNR of the output"]
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, fontsize=8)
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, columnspacing=1.0, handletextpad=0.3)
 
 
-def _two_bars_a_row(
-    axes: Axes, title: str, weight: Sequence[int | float | None], activation: Sequence[int | float | None]
-) -> None:
-    rows = np.arange(len(weight))
-    # None becomes NaN, which draws no bar.
-    axes.barh(rows - 0.2, np.array(weight, dtype=np.float64), color=_COMPRESSED, height=0.36, label="weight")
-    axes.barh(
-        rows + 0.2, np.array(activation, dtype=np.float64), color=_ACTIVATION, height=0.36, label="activation"
+def _paint_sqnr(axes: Axes, layers: Sequence[LayerReport], alone: Sequence[float]) -> None:
+    """Of each weight a square; of each output a dot, and a ring where this layer alone puts it."""
+    rows = np.arange(len(layers))
+    # None becomes NaN, which draws nothing.
+    weight, output = (
+        np.array(values, dtype=np.float64)
+        for values in ([x.weight_sqnr_db for x in layers], [x.output_sqnr_db for x in layers])
     )
-    axes.set_title(title)
-    axes.tick_params(top=True, labeltop=True, left=False)
-    axes.grid(True, axis="x")
+    axes.hlines(rows, np.fmin(output, alone), np.fmax(output, alone), color=_ACTIVATION, linewidth=1.2)
+    axes.plot(weight, rows, "s", color=_COMPRESSED, markersize=4.5, label="weight")
+    axes.plot(output, rows, "o", color=_ACTIVATION, markersize=5, label="input (bits), output (SQNR)")
+    if not np.isnan(alone).all():
+        label = "output, this layer alone"
+        axes.plot(alone, rows, "o", color=_ACTIVATION, markersize=5, fillstyle="none", label=label)
+    found = np.concatenate([weight, output, alone])
+    if not np.isnan(found).all():
+        axes.set_xlim(min(0.0, 1.1 * float(np.nanmin(found))), max(1.0, 1.08 * float(np.nanmax(found))))
 
 
 def _paint_slices(figure: Figure, slices: Sequence[Slice], wording: MetricWording) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import final
 
 from flyweight.core.report import Comparison, Measurement, Report
+from flyweight.report.loss_summary import unit_text
 from flyweight.report.wording import (
     bytes_text,
     count_text,
+    damage_text,
     energy_text,
     metric_wording,
     p_text,
@@ -82,7 +84,13 @@ def comparison_rows(report: Report) -> tuple[Row, ...]:
 
 def facts(report: Report) -> tuple[Fact, ...]:
     """What the table cannot hold: drop with interval and test, answers changed, worst slice, conditions."""
-    return (_drop_fact(report), *_answers_facts(report), _parity_fact(report), _timing_fact(report))
+    return (
+        _drop_fact(report),
+        *_answers_facts(report),
+        *_loss_facts(report),
+        _parity_fact(report),
+        _timing_fact(report),
+    )
 
 
 def _ratio_row(
@@ -147,6 +155,15 @@ def _answers_facts(report: Report) -> tuple[Fact, ...]:
     values = f"{wording.quality(worst.original)} to {wording.quality(worst.compressed)}"
     text = f"{worst.name}: {wording.change(worst.drop)} ({values}, {worst.examples:,} examples)"
     return _flips_fact(report.comparison), Fact("Worst slice", text)
+
+
+def _loss_facts(report: Report) -> tuple[Fact, ...]:
+    analysis = report.analysis
+    worst = analysis.ranked[0] if analysis is not None and len(analysis.layers) > 1 else None
+    if analysis is None or worst is None or worst.damage is None:
+        return ()
+    moved = f"{damage_text(worst.damage, analysis.unit)} ({unit_text(analysis.unit)})"
+    return (Fact("Costliest layer", f"{worst.name}: by itself it moves the output by {moved}"),)
 
 
 def _flips_fact(comparison: Comparison) -> Fact:

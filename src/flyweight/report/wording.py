@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from flyweight.core.analysis import RELATIVE
 from flyweight.core.report import Estimate, Report
 
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -38,6 +39,13 @@ def count_text(count: int | float) -> str:
 def percent_text(fraction: int | float, decimals: int = 2) -> str:
     """``0.9295`` as ``"92.95 %"``."""
     return f"{100 * fraction:.{decimals}f} %"
+
+
+def damage_text(damage: float | None, unit: str) -> str:
+    """Two digits of what a layer does to the output: ``"3.2 %"`` of it, or ``"0.0038"`` nats."""
+    if damage is None:
+        return "\N{EN DASH}"
+    return f"{_two_digits(100 * damage)} %" if unit == RELATIVE else _two_digits(damage)
 
 
 def times_text(ratio: float) -> str:
@@ -133,6 +141,11 @@ def metric_wording(report: Report) -> MetricWording:
     estimates = (report.original.quality, report.compressed.quality)
     points = all(0 <= value <= 1 for e in estimates for value in (e.value, e.low, e.high))
     return MetricWording(percent=points and "accuracy" in report.metric.lower(), points=points)
+
+
+def _two_digits(value: float) -> str:
+    """``"0.0038"``, ``"6.5e-06"``, ``"120"``."""
+    return f"{value:.0f}" if abs(value) >= 99.5 else f"{value:.2g}"
 
 
 def _plain_text(value: float) -> str:

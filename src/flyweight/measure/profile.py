@@ -9,25 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from flyweight.core.layer import FLOAT_BITS, CodebookProfile, LayerProfile, ModelProfile, Operation
+from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile, Operation
 from flyweight.measure.float_modules import float_modules
+from flyweight.measure.forms import in_form
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
-from flyweight.tensors.affine import AffineWeight
-from flyweight.tensors.binary import BinaryWeight
-from flyweight.tensors.codebook import CodebookWeight
-from flyweight.tensors.encoded import (
-    EncodedLayer,
-    EncodedWeight,
-    Layer,
-    encoded_layers,
-    input_of,
-    obstacle,
-)
-from flyweight.tensors.float_formats import FloatWeight
-from flyweight.tensors.grouping import columns_of_group
-from flyweight.tensors.normal_float import NormalFloatWeight
-from flyweight.tensors.vector import VectorWeight
+from flyweight.tensors.encoded import EncodedLayer, Layer, encoded_layers, input_of, obstacle
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -119,37 +106,11 @@ def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
     encoding = module.encoding()
     kept = max(profile.weights * encoding.density, 1.0)
     profile = replace(profile, weight_bits=encoding.nbytes * 8 / kept, density=encoding.density)
-    profile = _in_form(profile, encoding)
+    profile = in_form(encoding, profile)
     if isinstance(module.input_quantizer, DynamicQuantizer):
         return replace(profile, activation_bits=8, activation_mode="dynamic")
     if module.input_scale is not None:
         return replace(profile, activation_bits=8, activation_mode="static")
-    return profile
-
-
-def _in_form(profile: LayerProfile, encoding: EncodedWeight) -> LayerProfile:
-    columns = profile.columns
-    if isinstance(encoding, AffineWeight):
-        form = encoding.form
-        group = {"tensor": None, "channel": columns, "group": min(form.group_size, columns)}
-        return replace(profile, encoding="affine", code_bits=form.bits, group_size=group[form.granularity])
-    if isinstance(encoding, BinaryWeight):
-        size = columns_of_group(columns, encoding.form.group_size) if encoding.form.scaled else None
-        return replace(profile, encoding=encoding.form.levels, group_size=size)
-    if isinstance(encoding, FloatWeight):
-        size = columns if encoding.form.scaled else None
-        return replace(profile, encoding=encoding.form.format, group_size=size)
-    if isinstance(encoding, NormalFloatWeight):
-        table = CodebookProfile(entries=1 << encoding.form.bits, tables=0)
-        size = columns_of_group(columns, encoding.form.group_size)
-        return replace(profile, encoding="normal_float", group_size=size, codebook=table)
-    if isinstance(encoding, VectorWeight):
-        entries, dimension = encoding.table.shape
-        table = CodebookProfile(entries=entries, dimension=dimension)
-        return replace(profile, encoding="vector", codebook=table)
-    if isinstance(encoding, CodebookWeight):
-        tables, entries = encoding.table.shape
-        return replace(profile, encoding="codebook", codebook=CodebookProfile(entries=entries, tables=tables))
     return profile
 
 

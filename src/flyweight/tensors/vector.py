@@ -1,10 +1,8 @@
 """Vectors of neighbouring weights as places in one table of vectors (vector or product quantization).
 
 Source: Gersho and Gray 1992, doi:10.1007/978-1-4615-3626-0, chapter 11 (k-means of vectors); Stock et al.
-2019, arXiv:1907.05686, section 3 (weights as short vectors, weighted by what they are multiplied with);
-Bahmani et al. 2012, arXiv:1203.6402, section 3 (where the rounds start: vectors drawn by their error so far).
-Differs: importance counts each column by itself, the diagonal of the source's; entries that no vector is
-nearest to are set to the vectors that are worst off; large weights are fitted on a sample of their vectors.
+2019, arXiv:1907.05686, section 3 (weights as short vectors, weighted by what they are multiplied with).
+Differs: importance counts each column by itself, the diagonal of the source's.
 """
 
 from __future__ import annotations
@@ -13,22 +11,18 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int16
+from jaxtyping import Bool, Float, Float64, Int16
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from flyweight.tensors.activation import straight_through
 from flyweight.tensors.affine import as_matrix
 from flyweight.tensors.codebook import ENTRY_BITS, floored
 from flyweight.tensors.encoded import EncodedWeight
 from flyweight.tensors.grouping import group_count, grouped, ungrouped
+from flyweight.tensors.vector_kmeans import centroids, nearest
 
 LEAST_BITS, MOST_BITS = 2, 12
 LEAST_DIMENSION = 2
-FITTED_AN_ENTRY = 128
-ROUNDS = 20  # on weights of ResNet-20 the error falls by 0.2 % in all those after
-DRAWS = 64
-DISTANCES_AT_ONCE = 2**18  # as many as a cache holds
 
 
 @final
@@ -138,24 +132,7 @@ def fit_vectors(
     """
     vectors, shares, _ = _vectors(weight, form, mask, importance)
     entries = form.entries(len(weight), weight[0].numel())
-    counted = shares.amax(1) > 0
-    vectors, shares = vectors[counted], shares[counted]
-    distinct = _distinct(vectors, entries)
-    if distinct is not None:
-        return distinct.float()
-    generator = torch.Generator().manual_seed(seed)
-    if len(vectors) > entries * FITTED_AN_ENTRY:
-        drawn = torch.randperm(len(vectors), generator=generator)[: entries * FITTED_AN_ENTRY]
-        vectors, shares = vectors[drawn], shares[drawn]
-    largest = vectors.abs().amax()  # of which the square may be no float32
-    vectors, shares = (vectors / largest).float(), shares.float()
-    table = _spread(vectors, shares, entries, generator)
-    for _ in range(ROUNDS):
-        codes, errors = _nearest(vectors, shares, table)
-        before, table = table, _means(vectors, shares, codes, errors, table)
-        if torch.equal(before, table):
-            break
-    return (table.double() * largest).float()
+    return centroids(vectors, shares, entries, seed)
 
 
 def encode_vectors(
@@ -179,7 +156,7 @@ def encode_vectors(
         ValueError: The weight is empty or not finite.
     """
     vectors, shares, flat_mask = _vectors(weight, form, mask, importance)
-    codes, _ = _nearest(vectors, shares, table.double())
+    codes, _ = nearest(vectors, shares, table.double())
     found = codes.reshape(len(weight), -1).to(torch.int16)
     return VectorWeight(found, table, form, tuple(weight.shape), flat_mask)
 
@@ -195,66 +172,6 @@ def _vectors(
     # Squared in float64, so that a vector is told from its neighbours to 1e-8 of its length.
     vectors, counts = (grouped(v, form.dimension).flatten(0, 1).double() for v in (matrix, shares))
     return vectors, counts, flat_mask
-
-
-def _distinct(
-    vectors: Float64[Tensor, "count dimension"], entries: int
-) -> Float64[Tensor, "entries dimension"] | None:
-    """The distinct vectors, filled up with zeros; None where there are more."""
-    for some in (vectors[: 2 * entries], vectors):  # most weights differ from the start
-        distinct = torch.unique(some, dim=0)
-        if len(distinct) > entries:
-            return None
-    return pad(distinct, (0, 0, 0, entries - len(distinct)))
-
-
-def _spread(
-    vectors: Float[Tensor, "count dimension"],
-    shares: Float[Tensor, "count dimension"],
-    entries: int,
-    generator: torch.Generator,
-) -> Float[Tensor, "entries dimension"]:
-    """Vectors drawn a few at a time, each by its error so far."""
-    errors = (shares * vectors.square()).sum(1)  # before the first: of the vector 0
-    table = vectors[:0]
-    while len(table) < entries:
-        cumulated = errors.double().cumsum(0)
-        count = min(-(-entries // DRAWS), entries - len(table))
-        places = torch.rand(count, generator=generator, dtype=torch.float64) * cumulated[-1]
-        chosen = vectors[torch.searchsorted(cumulated, places).clamp_max(len(vectors) - 1)]
-        errors = torch.minimum(errors, _nearest(vectors, shares, chosen)[1])
-        table = torch.cat([table, chosen])
-    return table
-
-
-def _nearest(
-    vectors: Float[Tensor, "count dimension"],
-    shares: Float[Tensor, "count dimension"],
-    table: Float[Tensor, "entries dimension"],
-) -> tuple[Int[Tensor, " count"], Float[Tensor, " count"]]:
-    """The closest entry, the first of several, and its squared error."""
-    weighted = shares * vectors
-    terms, factors = torch.cat([shares, weighted], 1), torch.cat([table.square(), -2 * table], 1).T
-    found = [(part @ factors).min(1) for part in torch.split(terms, max(1, DISTANCES_AT_ONCE // len(table)))]
-    least = torch.cat([part.values for part in found]) + (weighted * vectors).sum(1)
-    return torch.cat([part.indices for part in found]), least.clamp_min(0)
-
-
-def _means(
-    vectors: Float[Tensor, "count dimension"],
-    shares: Float[Tensor, "count dimension"],
-    codes: Int[Tensor, " count"],
-    errors: Float[Tensor, " count"],
-    table: Float[Tensor, "entries dimension"],
-) -> Float[Tensor, "entries dimension"]:
-    """The weighted mean of the vectors of each entry; entries of none get the vectors that are worst off."""
-    mass = torch.zeros_like(table).index_add_(0, codes, shares)
-    total = torch.zeros_like(table).index_add_(0, codes, shares * vectors)
-    means = torch.where(mass > 0, total / mass.clamp_min(torch.finfo(table.dtype).tiny), table)
-    unused = torch.bincount(codes, minlength=len(table)) == 0
-    worst = errors.topk(min(int(unused.sum()), len(errors))).indices
-    means[unused.nonzero()[: len(worst), 0]] = vectors[worst]
-    return means
 
 
 @final

@@ -1,0 +1,68 @@
+"""stories260K, a Llama of 260 000 weights (karpathy/tinyllamas), and the TinyStories it is judged on.
+
+The first 100 stories of the sample are the held-out text; calibration draws on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+EVALUATED = 100
+CONTEXT = 512  # tokens the model was trained with; longer stories are cut
+SEQUENCE = 256
+AXES = {0: "batch", 1: "tokens"}
+
+
+@final
+class Logits(nn.Module):
+    """The model, giving logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(batch, tokens, vocabulary) logits of (batch, tokens) ids."""
+        logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+
+def model(shared: Path) -> Logits:
+    """The model with its weights, embedding and head tied."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shared / "data" / "stories260K" / "hf"
+    return Logits(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")).eval()
+
+
+def stories(shared: Path) -> list[np.ndarray]:
+    """Token ids of every story of the sample, from its opening token on."""
+    with np.load(shared / "data" / "stories260K" / "tinystories_sample_tokens.npz") as sample:
+        ends = np.cumsum(sample["lengths"])[:-1]
+        return [story[:CONTEXT].astype(np.int64) for story in np.split(sample["tokens"], ends)]
+
+
+def calibration(shared: Path, *, sequences: int | None = None) -> np.ndarray:
+    """(sequences, `SEQUENCE`) ids of the stories that are not evaluated, one after the other."""
+    tokens = np.concatenate(stories(shared)[EVALUATED:])
+    count = len(tokens) // SEQUENCE
+    return tokens[: count * SEQUENCE].reshape(count, SEQUENCE)[:sequences]
+
+
+@torch.no_grad()
+def nats(logits_of: Callable[[Tensor], Tensor], shared: Path, *, count: int = EVALUATED) -> float:
+    """Mean negative log-likelihood of a token, over the held-out stories."""
+    total, tokens = 0.0, 0
+    for story in stories(shared)[:count]:
+        ids = torch.from_numpy(story)[None]
+        logits = logits_of(ids)[0, :-1]
+        total += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        tokens += len(story) - 1
+    return total / tokens

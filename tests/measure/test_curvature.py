@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch import nn
+
+from flyweight.measure import curvature
+from flyweight.measure.curvature import as_rows, moments
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (5, 6)),
+    "tokens": (nn.Linear(6, 4), (5, 3, 6)),
+    "conv1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (5, 4, 9)),
+    "conv2d": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (5, 4, 9, 8)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (5, 4, 7, 7)),
+    "depthwise": (nn.Conv2d(4, 4, 3, groups=4, padding="same"), (5, 4, 7, 7)),
+    "reflected": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (5, 4, 7, 7)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@torch.no_grad()
+def test_rows_times_weight_are_the_layers_outputs(kind: str):
+    layer, shape = LAYERS[kind]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = as_rows(layer, x)
+    weight = layer.weight.reshape(rows.shape[0], -1, rows.shape[2])
+    got = (rows @ weight.transpose(1, 2)).transpose(1, 2)  # parts, rows of the part, places
+    output = layer(x)
+    if layer.bias is not None:
+        bias_shape = (-1,) if isinstance(layer, nn.Linear) else (1, -1) + (1,) * (output.dim() - 2)
+        output = output - layer.bias.reshape(bias_shape)
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+    wanted = output.movedim(axis, 0).reshape(rows.shape[0], -1, rows.shape[1])
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_moments_are_sums_over_all_places(kind: str, monkeypatch: pytest.MonkeyPatch):
+    layer, shape = LAYERS[kind]
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(shape, generator=generator) for _ in range(2)]
+    floats = [torch.randn(shape, generator=generator), batches[1]]
+    monkeypatch.setattr(curvature, "UNFOLDED", 1)  # one example at a time
+    got = moments(layer, batches, floats)
+    x = torch.cat([as_rows(layer, b) for b in batches], 1).double()
+    y = torch.cat([as_rows(layer, b) for b in floats], 1).double()
+    torch.testing.assert_close(got.own, x.transpose(1, 2) @ x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got.cross, y.transpose(1, 2) @ x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got.mean, x.mean(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got.float_mean, y.mean(1), atol=1e-5, rtol=1e-4)
+    assert got.count == x.shape[1]
+    centred = got.centred()
+    torch.testing.assert_close(
+        centred.own,
+        (x - x.mean(1, keepdim=True)).transpose(1, 2) @ (x - x.mean(1, keepdim=True)),
+        atol=1e-3,
+        rtol=1e-3,
+    )
+
+
+def test_padded_tokens_do_not_count():
+    layer = nn.Linear(6, 4)
+    x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    keep = torch.tensor([[True, True, False], [True, False, False]])
+    got = moments(layer, [x], [x], [keep])
+    assert got.count == 3
+    torch.testing.assert_close(got.own, moments(layer, [x[keep]], [x[keep]]).own)
+
+
+def test_values_that_are_not_finite_are_refused():
+    x = torch.full((2, 6), torch.inf)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        moments(nn.Linear(6, 4), [x], [x])

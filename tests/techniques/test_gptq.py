@@ -1,0 +1,116 @@
+import pytest
+import torch
+from torch import nn
+
+from flyweight.apply import apply
+from flyweight.core.plan import Decision, Plan, Stage
+from flyweight.errors import InputError, UnsupportedError
+from flyweight.measure.profile import profile
+from flyweight.model import Model
+from flyweight.techniques.gptq import GPTQ
+from flyweight.tensors.encoded import encoded_layers, thaw
+from flyweight.testing.strategies import NETWORKS, batches_for
+
+
+def plan_of(model: Model, technique: str, **settings) -> Plan:
+    names = tuple(layer.name for layer in profile(model).layers)
+    return Plan(model.name, (Decision(technique, names, Stage.QUANTIZE, settings),))
+
+
+def correlated(seed: int, count: int = 512) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(24, 24, generator=torch.Generator().manual_seed(99))
+    return torch.randn(count, 24, generator=generator) @ mixing
+
+
+def deep(seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    return Model("deep", module, {"input": torch.zeros(1, 24)})
+
+
+def output_error(model: Model, result: Model, inputs: torch.Tensor) -> float:
+    wanted, got = model.outputs({"input": inputs})[0], result.outputs({"input": inputs})[0]
+    return float((wanted - got).square().sum() / wanted.square().sum())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("granularity", ["channel", "group"])
+def test_outputs_are_closer_than_with_rounding_to_nearest(bits: int, granularity: str):
+    model, batches = deep(), [{"input": correlated(1)}]
+    common = {"bits": bits, "granularity": granularity, "group_size": 8, "symmetric": False}
+    near = apply(model, plan_of(model, "weight_only", range_method="mse", **common), batches)
+    ours = apply(model, plan_of(model, "gptq", **common), batches)
+    unseen = correlated(2)
+    assert output_error(model, ours, unseen) < 0.6 * output_error(model, near, unseen)
+
+
+def test_later_layers_make_up_for_earlier_ones():
+    model, batches = deep(), [{"input": correlated(1)}]
+    names = [layer.name for layer in profile(model).layers]
+    plan = plan_of(model, "gptq", bits=2)
+    together = apply(model, plan, batches)
+    alone = model.clone()  # each layer rounded as if it read what the float model reads
+    for name in names:
+        part = apply(model, Plan("deep", (Decision("gptq", (name,), Stage.QUANTIZE, {"bits": 2}),)), batches)
+        layer = dict(encoded_layers(part.module))[name]
+        alone.module.set_submodule(name, layer)
+    unseen = correlated(2)
+    assert output_error(model, together, unseen) < output_error(model, alone, unseen)
+
+
+def test_mean_outputs_stay_where_biases_can_take_the_shift():
+    model, batches = deep(), [{"input": correlated(1) + 3}]
+    result = apply(model, plan_of(model, "gptq", bits=2), batches)
+    wanted, got = (m.outputs(batches[0])[0].mean(0) for m in (model, result))
+    torch.testing.assert_close(got, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_thawed_layer_goes_on_from_the_compensated_codes():
+    model, batches = deep(), [{"input": correlated(1)}]
+    result = apply(model, plan_of(model, "gptq", bits=3), batches)
+    before = result.outputs(batches[0])[0]
+    thaw(result.module)
+    torch.testing.assert_close(result.outputs(batches[0])[0], before)
+
+
+def test_inputs_never_seen_do_no_harm():
+    model = deep()
+    inputs = correlated(1)
+    inputs[:, :10] = 0
+    result = apply(model, plan_of(model, "gptq", bits=4), [{"input": inputs}])
+    assert output_error(model, result, inputs) < 0.01
+    assert output_error(model, result, correlated(2)) < 0.3  # those weights are rounded, not lost
+
+
+def test_shared_weights_are_rounded_to_nearest_and_stay_shared():
+    model = NETWORKS["tied"]()
+    result = apply(model, plan_of(model, "gptq"), batches_for(model))
+    tied = [layer for layer in profile(result).layers if layer.tied_to]
+    assert len(tied) == 1
+
+
+def test_calibration_data_are_asked_for():
+    model = deep()
+    with pytest.raises(InputError, match="gptq needs calibration data"):
+        apply(model, plan_of(model, "gptq"), [])
+
+
+def test_values_that_are_not_finite_name_the_layer():
+    model = deep()
+    with pytest.raises(UnsupportedError, match="layer '0' reads NaN or infinite values"):
+        apply(model, plan_of(model, "gptq"), [{"input": torch.full((4, 24), torch.inf)}])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("damping", 0.0, "damping must be above 0"),
+        ("rounds", -1, "rounds must be"),
+        ("bits", 1, "bits must be"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, value: float, message: str):
+    model = deep()
+    with pytest.raises(ValueError, match=message):
+        GPTQ().predict(profile(model), Decision("gptq", ("0",), Stage.QUANTIZE, {setting: value}))

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import nn
+
+from flyweight.apply import apply
+from flyweight.core.plan import Decision, Plan, Stage
+from flyweight.measure.profile import profile
+from flyweight.model import Model
+from flyweight.techniques.learned_rounding import LearnedRounding
+
+
+class Residual(nn.Module):
+    """Two residual blocks and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.up2, self.down2 = nn.Linear(16, 32, bias=False), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, input):
+        x = input + self.down(torch.relu(self.up(input)))
+        x = x + self.down2(torch.relu(self.up2(x)))
+        return self.head(x)
+
+
+def residual() -> Model:
+    torch.manual_seed(0)
+    return Model("residual", Residual(), {"input": torch.zeros(1, 16)})
+
+
+def batches(seed: int, count: int = 16) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(16, 16, generator=torch.Generator().manual_seed(99))
+    return [{"input": torch.randn(32, 16, generator=generator) @ mixing} for _ in range(count)]
+
+
+def after(model: Model, technique: str, **settings) -> Model:
+    names = tuple(layer.name for layer in profile(model).layers)
+    return apply(model, Plan(model.name, (Decision(technique, names, Stage.QUANTIZE, settings),)), batches(1))
+
+
+def error(model: Model, result: Model) -> float:
+    inputs = {"input": torch.cat([b["input"] for b in batches(2)])}
+    wanted, got = model.outputs(inputs)[0], result.outputs(inputs)[0]
+    return float((wanted - got).square().sum() / wanted.square().sum())
+
+
+def test_learning_brings_outputs_closer_than_compensation():
+    model = residual()
+    start = after(model, "gptq", bits=2)
+    learned = after(model, "learned_rounding", bits=2, steps=400, input_drop=0.0)
+    assert error(model, learned) < error(model, start)
+
+
+def test_what_learned_nothing_keeps_its_start():
+    model = residual()
+    start = after(model, "gptq", bits=4)
+    kept = after(model, "learned_rounding", bits=4, steps=1, code_rate=0.0, scale_rate=0.0)
+    inputs = batches(2)[0]
+    assert torch.equal(start.outputs(inputs)[0], kept.outputs(inputs)[0])
+
+
+def test_the_seed_decides():
+    model = residual()
+    inputs = batches(2)[0]
+    one, same, other = (
+        after(model, "learned_rounding", bits=2, steps=30, seed=seed).outputs(inputs)[0] for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("steps", 0, "steps must be at least 1"),
+        ("code_rate", 1.0, "code_rate must be"),
+        ("input_drop", 1.5, "input_drop must be"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, value: float, message: str):
+    decision = Decision("learned_rounding", ("head",), Stage.QUANTIZE, {setting: value})
+    with pytest.raises(ValueError, match=message):
+        LearnedRounding().predict(profile(residual()), decision)

@@ -7,7 +7,7 @@ read; all layers together cost two passes over the calibration data.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -19,11 +19,20 @@ from flyweight.model import copied
 
 # name of the layer, its inputs in the quantized model, its inputs in the float model, batch by batch
 Visit = Callable[[str, Sequence[Tensor], Sequence[Tensor]], None]
+Batches = Sequence[Mapping[str, Tensor]]
+# values of one place, batch by batch, to where they are kept until they were read: memory, or a disk
+Keep = Callable[[Iterable[Any]], Sequence[Any]]
 
 
 @torch.no_grad()
 def walk(
-    graph: fx.GraphModule, batches: Sequence[Mapping[str, Tensor]], layers: Sequence[str], visit: Visit
+    graph: fx.GraphModule,
+    batches: Batches,
+    layers: Sequence[str],
+    visit: Visit,
+    *,
+    float_batches: Batches | None = None,
+    keep: Keep = list,
 ) -> None:
     """Reach ``layers`` in the order in which they run, and let ``visit`` quantize each in place.
 
@@ -32,35 +41,50 @@ def walk(
         batches: Calibration batches, input name to (batch, ...).
         layers: Names of modules the graph calls. One that it calls twice is visited at the first call.
         visit: Given what a layer reads; the layer must compute quantized afterwards.
+        float_batches: What the graph reads in the float model, where it is part of one and quantized layers
+            lie before it; None where it reads the same.
+        keep: Where the values between layers are kept.
 
     Raises:
         UnsupportedError: The graph does not call a layer.
     """
-    walker = _Walk(graph, batches, set(layers))
-    lost = next((name for name in layers if name not in walker.to_visit), None)
-    if lost is not None:
-        raise UnsupportedError(
-            f"layer {lost!r} is not found in the traced model, as something else computes with its "
-            "weight; leave it out of the plan"
-        )
+    check_called(graph, layers)
+    walker = _Walk(graph, batches, set(layers), float_batches, keep)
     for node in graph.graph.nodes:
         if not walker.to_visit:
             return
         walker.reach(node, visit)
 
 
+def check_called(graph: fx.GraphModule, layers: Sequence[str]) -> None:
+    """Raise UnsupportedError where the graph does not call a layer."""
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    lost = next((name for name in layers if name not in called), None)
+    if lost is not None:
+        raise UnsupportedError(
+            f"layer {lost!r} is not found in the traced model: its output is not used, or something else "
+            "computes with its weight; leave it out of the plan"
+        )
+
+
 @final
 class _Walk:
     def __init__(
-        self, graph: fx.GraphModule, batches: Sequence[Mapping[str, Tensor]], layers: set[str]
+        self,
+        graph: fx.GraphModule,
+        batches: Batches,
+        layers: set[str],
+        float_batches: Batches | None,
+        keep: Keep,
     ) -> None:
-        self._graph, self._batches = graph, batches
+        self._graph, self._batches, self._keep = graph, batches, keep
+        self._float_batches = float_batches
         called = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
         self._called_again = {name for name in layers if called[name] > 1}
         self._float_layers: dict[str, nn.Module] = {}
         self.to_visit = {name for name in layers if called[name]}
-        self._float: dict[fx.Node, list[Any]] = {}
-        self._quantized: dict[fx.Node, list[Any]] = {}
+        self._float: dict[fx.Node, Sequence[Any]] = {}
+        self._quantized: dict[fx.Node, Sequence[Any]] = {}
         self._readers = {node: len(node.users) for node in graph.graph.nodes}
 
     def reach(self, node: fx.Node, visit: Visit) -> None:
@@ -70,6 +94,8 @@ class _Walk:
         name = str(node.target) if node.op == "call_module" else ""
         if name in self.to_visit:
             self._quantize(node, name, visit)
+        elif node.op == "placeholder":
+            self._read(node)
         else:
             module = module_of(self._graph, node)
             self._float[node] = self._computed(node, self._float, self._float_layers.get(name, module))
@@ -80,6 +106,12 @@ class _Walk:
                 self._computed(node, self._quantized, module) if changed else self._float[node]
             )
         self._forget(node)
+
+    def _read(self, node: fx.Node) -> None:
+        name = str(node.target)
+        self._quantized[node] = _Input(self._batches, name)
+        ours = self._float_batches
+        self._float[node] = self._quantized[node] if ours is None else _Input(ours, name)
 
     def _quantize(self, node: fx.Node, name: str, visit: Visit) -> None:
         (source,) = node.all_input_nodes
@@ -92,18 +124,19 @@ class _Walk:
         self.to_visit.remove(name)
 
     def _computed(
-        self, node: fx.Node, values: Mapping[fx.Node, list[Any]], module: nn.Module | None
-    ) -> list[Any]:
-        if node.op == "placeholder":
-            return [batch[str(node.target)] for batch in self._batches]
+        self, node: fx.Node, values: Mapping[fx.Node, Sequence[Any]], module: nn.Module | None
+    ) -> Sequence[Any]:
         if node.op == "get_attr":
             return [_attribute(self._graph, str(node.target))] * len(self._batches)
-        results = []
+        return self._keep(self._results(node, values, module))
+
+    def _results(
+        self, node: fx.Node, values: Mapping[fx.Node, Sequence[Any]], module: nn.Module | None
+    ) -> Iterator[Any]:
         for index in range(len(self._batches)):
             here = {source: values[source][index] for source in node.all_input_nodes}
             args, kwargs = fx.map_arg((node.args, node.kwargs), here.__getitem__)
-            results.append(_call(node, module, args, kwargs))
-        return results
+            yield _call(node, module, args, kwargs)
 
     def _forget(self, node: fx.Node) -> None:
         for source in {node, *node.all_input_nodes}:
@@ -112,6 +145,20 @@ class _Walk:
             if not self._readers[source]:
                 self._float.pop(source, None)
                 self._quantized.pop(source, None)
+
+
+@final
+class _Input(Sequence[Any]):
+    """One input of the graph, batch by batch."""
+
+    def __init__(self, batches: Batches, name: str) -> None:
+        self._batches, self._name = batches, name
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._batches[index][self._name]
 
 
 def _attribute(graph: fx.GraphModule, target: str) -> Any:

@@ -23,7 +23,7 @@ from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.measure.curvature import Moments, moments
 from flyweight.measure.graph import capture
-from flyweight.measure.walk import walk
+from flyweight.measure.walk import Batches, Keep, check_called, walk
 from flyweight.techniques import _settings
 from flyweight.techniques._affine import encoder_for, form_of, predicted
 from flyweight.techniques._compensation import Effort, as_stored, bias_shift, round_to_outputs
@@ -74,17 +74,31 @@ class GPTQ:
             profile = profile.with_layer(predicted(profile.by_name[name], form))
         return profile
 
-    def apply(self, model: Model, decision: Decision, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    def apply(self, model: Model, decision: Decision, batches: Batches) -> None:
         """Change ``model`` in place; its module becomes a graph.
 
         Raises:
             InputError: There are no calibration batches.
             UnsupportedError: The model cannot be traced, or a layer reads values that are not finite.
         """
+        self.apply_to_part(model, decision, batches, float_batches=None, keep=list)
+
+    def apply_to_part(
+        self,
+        model: Model,
+        decision: Decision,
+        batches: Batches,
+        *,
+        float_batches: Batches | None,
+        keep: Keep,
+    ) -> None:
+        """The same for a part of a larger model; ``float_batches`` and ``keep`` as for `walk`."""
         settings = self._checked(decision)
         if not batches:
             raise InputError("gptq needs calibration data to know what each layer reads: give --data")
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
+        model.module = graph
+        check_called(graph, decision.layers)
         form, effort = form_of(settings), effort_of(settings)
         alone = [name for name in decision.layers if _multiplies_alone(graph, name)]
         for name in set(decision.layers) - set(alone):
@@ -95,8 +109,7 @@ class GPTQ:
             read = _read_by(graph, name, inputs, float_inputs, tokens)
             _round(graph, name, read, form, effort, bias_correction=bool(settings["bias_correction"]))
 
-        walk(graph, batches, alone, visit)
-        model.module = graph
+        walk(graph, batches, alone, visit, float_batches=float_batches, keep=keep)
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)

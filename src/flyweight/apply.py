@@ -29,6 +29,7 @@ _COUNTS = (
     "group_size",
     "codebook",
     "activation_mode",
+    "activation_bits",
 )
 
 

@@ -22,6 +22,8 @@ CATALOG: dict[Group, dict[str, str]] = {
         "normal_float": "flyweight.techniques.normal_float:NormalFloat",
         "vector": "flyweight.techniques.vector:Vector",
         "float_storage": "flyweight.techniques.float_storage:FloatStorage",
+        "static_activations": "flyweight.techniques.static_activations:StaticActivations",
+        "dynamic_activations": "flyweight.techniques.dynamic_activations:DynamicActivations",
     },
     "exporter": {"onnx": "flyweight.export.onnx:OnnxExporter"},
     "runtime": {

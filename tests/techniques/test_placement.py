@@ -7,7 +7,8 @@ from torch import nn
 
 from flyweight.measure.graph import capture
 from flyweight.model import Model
-from flyweight.techniques._placement import place
+from flyweight.techniques._placement import insert, place
+from flyweight.tensors.activation import StaticQuantizer
 from flyweight.testing.strategies import residual_network
 
 
@@ -110,7 +111,7 @@ def test_every_input_of_an_integer_layer_is_rounded():
     placement = place(graph, layers)
     for node in graph.graph.nodes:
         if node.op == "call_module" and node.target in layers:
-            assert placement.quantizer_of(node.all_input_nodes[0]) is not None
+            assert placement.source_of(node.all_input_nodes[0]) is not None
 
 
 def test_first_convolution_that_rounds_its_own_input_needs_no_quantizer():
@@ -118,3 +119,34 @@ def test_first_convolution_that_rounds_its_own_input_needs_no_quantizer():
     (first,) = [node for node in graph.graph.nodes if node.target == "stem"]
     placement = place(graph, ["stem", "body"], reads_its_own=first)
     assert all(node.op != "placeholder" for node in placement.own)
+
+
+def test_value_read_at_two_widths_has_two_grids():
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        return self.b(torch.relu(self.b(y) + y))
+
+    graph = capture(Model("m", Net(forward), {"x": torch.randn(1, 3, 8, 8)}))
+    placement = place(graph, ("a", "b"), bits={"a": 8, "b": 3})
+    widths = [(str(node.target).split(".")[-2:][0], bits) for node, bits in placement.grids()]
+    assert widths == [("x", 8), ("relu", 8), ("relu", 3), ("b", 8), ("relu", 3), ("b", 8)]
+
+
+def test_pool_passes_on_the_width_of_what_reads_it():
+    def forward(self, x):
+        return self.b(nn.functional.max_pool2d(torch.relu(self.a(x)), 2))
+
+    graph = capture(Model("m", Net(forward), {"x": torch.randn(1, 3, 8, 8)}))
+    placement = place(graph, ("a", "b"), bits={"a": 8, "b": 3})
+    (pool,) = placement.shared
+    assert [bits for _, bits in placement.grids()] == [8, 3, 8]
+    assert list(placement.readers(pool)) == [3]
+    assert placement.bits_of(pool) == 3
+
+
+def test_what_is_rounded_already_is_not_rounded_again():
+    graph = capture(residual_network())
+    layers = ["stem", "body", "depthwise", "head"]
+    placement = place(graph, layers)
+    insert(graph, placement, {grid: StaticQuantizer(0.1, 100) for grid in placement.grids()})
+    assert place(graph, layers).own == ()

@@ -31,6 +31,7 @@ from flyweight.tensors.encoded import encoded_layers
 # the headers of its initializers.
 BYTES_OF_A_GRAPH = 300
 BYTES_A_FLOAT_LAYER = 100
+BYTES_OF_ROUNDING = {"float": 0, "dynamic": 60, "static": 175}  # of what a float layer reads
 BYTES_AN_INTEGER_LAYER = {"float": 155, "dynamic": 200, "static": 330}
 BYTES_OF_A_RESHAPE = 110  # of a convolution's weight, where neighbouring columns share a scale
 HALF_SCALE_BITS = 16
@@ -102,22 +103,24 @@ def _has_zero_points(layer: LayerProfile, scales: int) -> bool:
     return rest > scales  # a zero point has at least two bits
 
 
-def _bytes_a_row(layer: LayerProfile) -> int:
-    """Of a zero point where a matrix is multiplied, and of a scale where the bias is of integers."""
-    if layer.activation_mode != "static":
-        return 0
+def _static_bytes(layer: LayerProfile) -> float:
+    """Of zero points where a matrix is multiplied, and of scales where the bias is of integers."""
+    scales = 1 if layer.group_size is None else layer.rows * -(-layer.columns // layer.group_size)
+    if layer.activation_mode != "static" or _has_zero_points(layer, scales):
+        return 0.0
     is_linear = layer.op == "linear"
-    integer_bias = not is_linear or layer.input_elements == layer.columns
-    return is_linear + integer_bias * SCALE_BITS // 8
+    by_group = layer.group_size is not None and layer.group_size < layer.columns
+    integer_bias = not by_group and (not is_linear or layer.input_elements == layer.columns)
+    return scales * (is_linear * (layer.code_bits or 0) + integer_bias * SCALE_BITS) / 8
 
 
-def _container_bytes(layer: LayerProfile) -> int:
+def _container_bytes(layer: LayerProfile) -> float:
     if layer.code_bits is None:
-        return BYTES_A_FLOAT_LAYER
+        return float(BYTES_A_FLOAT_LAYER + BYTES_OF_ROUNDING[layer.activation_mode])
     by_group = layer.group_size is not None and layer.group_size < layer.columns
     reshaped = by_group and layer.op in {"conv1d", "conv2d"}
     graph = BYTES_AN_INTEGER_LAYER[layer.activation_mode] + reshaped * BYTES_OF_A_RESHAPE
-    return graph + layer.rows * _bytes_a_row(layer)
+    return graph + _static_bytes(layer)
 
 
 def _export_form(module: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from flyweight.tensors.activation import ChannelQuantizer, DynamicQuantizer, Sta
 from flyweight.tensors.affine import AffineWeight, fits_half
 from flyweight.tensors.encoded import EncodedLayer, compute, encoded_layers, exchange
 
+ONNX_ACTIVATION_BITS = 8
 CODES = "codes"  # buffers of this name hold codes; the file gives them the width the form asks for
 
 
@@ -23,6 +24,7 @@ def to_export_form(root: nn.Module) -> None:
         UnsupportedError: A stored form has no ONNX counterpart.
     """
     for name, layer in list(encoded_layers(root)):
+        _check_activation_bits(name, layer)
         made = _export_layer(name, layer)
         for setting in set(type(layer.layer).__constants__) - set(dir(made)):
             setattr(made, setting, getattr(layer.layer, setting))  # the model's code may read it
@@ -32,16 +34,28 @@ def to_export_form(root: nn.Module) -> None:
             exchange(root, module, _ExportQuantizer(module))
 
 
+def _check_activation_bits(name: str, layer: EncodedLayer) -> None:
+    quantizer = layer.input_quantizer
+    bits = quantizer.bits if isinstance(quantizer, DynamicQuantizer) else layer.input_bits
+    if bits != ONNX_ACTIVATION_BITS:
+        raise UnsupportedError(
+            f"layer {name!r} reads {bits}-bit activations, and only PyTorch computes with fewer than "
+            f"{ONNX_ACTIVATION_BITS}: leave them at {ONNX_ACTIVATION_BITS}, or measure the plan with "
+            "flyweight evaluate --plan"
+        )
+
+
 def _export_layer(name: str, layer: EncodedLayer) -> nn.Module:
     encoding = layer.encoding()
     if not isinstance(encoding, AffineWeight):
         inner = layer.layer
         inner.weight = nn.Parameter(encoding.decode(), requires_grad=False)
-        return inner
+        quantizer = layer.input_quantizer
+        return _ExportRounded(layer, quantizer) if isinstance(quantizer, DynamicQuantizer) else inner
     if isinstance(layer.layer, nn.Embedding):
         return _ExportEmbedding(encoding)
     if isinstance(layer.layer, nn.Linear):
-        return _ExportLinear(layer, encoding, name)
+        return _ExportLinear(layer, encoding)
     return _ExportConvolution(layer, encoding)
 
 
@@ -80,6 +94,46 @@ class _ExportQuantizer(nn.Module):
         return rounded
 
 
+@final
+class _ExportDynamicQuantizer(nn.Module):
+    def __init__(self, quantizer: DynamicQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_token = self.quantizer.granularity == "token"
+        rounded: Tensor = self.quantizer(x) if by_token else onnx_ops.dynamic_round(x)
+        return rounded
+
+
+@final
+class _ExportRounded(nn.Module):
+    """A layer whose weight no integer kernel reads, and whose input is rounded at run time nevertheless."""
+
+    factors: Tensor | None
+
+    def __init__(self, layer: EncodedLayer, quantizer: DynamicQuantizer) -> None:
+        super().__init__()
+        self.computed = layer.layer
+        self.quantizer = _ExportDynamicQuantizer(quantizer)
+        self.register_buffer("factors", layer.input_factors)
+
+    @property
+    def weight(self) -> Tensor:
+        """For modules that read it themselves."""
+        return self.computed.weight if self.factors is None else self.computed.weight * self.factors
+
+    @property
+    def bias(self) -> Tensor | None:
+        """For the same."""
+        bias: Tensor | None = self.computed.bias  # type: ignore[assignment]
+        return bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = self.computed(self.quantizer(x if self.factors is None else x * self.factors))
+        return product
+
+
 class _Bias(nn.Module):
     """A bias as stored: float, or int32 codes with a scale."""
 
@@ -111,15 +165,14 @@ class _ExportLinear(nn.Module):
     scale: Tensor
     zero_point: Tensor | None
 
-    def __init__(self, layer: EncodedLayer, weight: AffineWeight, name: str) -> None:
+    def __init__(self, layer: EncodedLayer, weight: AffineWeight) -> None:
         super().__init__()
         self.stored_bias = _Bias(layer)
         quantizer = layer.input_quantizer
-        self.dynamic = isinstance(quantizer, DynamicQuantizer)
-        self.by_token = isinstance(quantizer, DynamicQuantizer) and quantizer.granularity == "token"
-        if self.dynamic and weight.zero_point is not None:
-            raise UnsupportedError(f"layer {name!r}: dynamic quantization needs symmetric weights")
+        self.quantizer = quantizer if isinstance(quantizer, DynamicQuantizer) else None
         granularity = weight.form.granularity
+        # MatMulInteger takes neither zero points of weights, nor one scale a group, nor 4-bit codes
+        self.integer = weight.zero_point is None and granularity != "group" and 4 < weight.form.bits <= 8
         self.block_size = weight.form.group_size
         self.axis = 1 if granularity == "channel" else 0
         self.register_buffer("factors", layer.input_factors)
@@ -150,9 +203,12 @@ class _ExportLinear(nn.Module):
         if self.factors is not None:
             x = x * self.factors
         product: Tensor
-        if self.dynamic:
-            product = onnx_ops.dynamic_matmul(x, self.codes, self.scale, self.by_token)
+        if self.quantizer is not None and self.integer:
+            by_token = self.quantizer.granularity == "token"
+            product = onnx_ops.dynamic_matmul(x, self.codes, self.scale, by_token)
             return product if bias is None else product + bias
+        if self.quantizer is not None:
+            x = _ExportDynamicQuantizer(self.quantizer)(x)
         weight = self._dequantized()
         if x.dim() == 2 and bias is not None and self.stored_bias.rounded:
             return torch.addmm(bias, x, weight)  # Gemm, the one form whose bias joins the integer sums

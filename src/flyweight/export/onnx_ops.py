@@ -53,6 +53,13 @@ def dynamic_matmul(x: Tensor, codes: Tensor, scale: Tensor, by_token: bool) -> T
     return rounded @ (codes.float() * scale)
 
 
+@torch.library.custom_op("flyweight::dynamic_round", mutates_args=())
+def dynamic_round(x: Tensor) -> Tensor:
+    """DynamicQuantizeLinear, then DequantizeLinear: for what no integer kernel multiplies."""
+    rounded: Tensor = DynamicQuantizer("tensor")(x)
+    return rounded
+
+
 @torch.library.custom_op("flyweight::embed", mutates_args=())
 def embed(codes: Tensor, scale: Tensor, zero_point: Tensor | None, ids: Tensor) -> Tensor:
     """Rows of an integer table, gathered before they are dequantized; one scale a row, or a scalar one."""
@@ -86,6 +93,11 @@ def _(x: Tensor, codes: Tensor, scale: Tensor, by_token: bool) -> Tensor:
     return x.new_empty([*x.shape[:-1], codes.shape[1]])
 
 
+@dynamic_round.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @embed.register_fake
 def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, ids: Tensor) -> Tensor:
     return codes.new_empty([*ids.shape, codes.shape[1]], dtype=torch.float32)
@@ -115,6 +127,10 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
         quantized, x_scale, zero_point = op.DynamicQuantizeLinear(x)
         product = op.Cast(op.MatMulInteger(quantized, codes, zero_point), to=FLOAT.dtype)
         return op.Mul(product, op.Mul(x_scale, scale))
+
+    def onnx_dynamic_round(x):  # type: ignore[no-untyped-def]
+        quantized, scale, zero_point = op.DynamicQuantizeLinear(x)
+        return op.DequantizeLinear(quantized, scale, zero_point)
 
     def by_token_matmul(x: Any, codes: Any, scale: Any) -> Any:
         tokens = op.Reshape(x, op.Constant(value_ints=[-1, codes.shape[0]]))
@@ -151,6 +167,7 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
         ops.channel_codes.default: onnx_channel_codes,
         ops.dequantize.default: onnx_dequantize,
         ops.dynamic_matmul.default: onnx_dynamic_matmul,
+        ops.dynamic_round.default: onnx_dynamic_round,
         ops.embed.default: onnx_embed,
     }
 

@@ -57,12 +57,11 @@ def candidate_ranges(histogram: Histogram, bits: int) -> Iterator[tuple[float, f
 
 
 def one_sided(histogram: Histogram, chosen: tuple[float, float], bits: int) -> Iterator[tuple[float, float]]:
-    """Ranges that differ from the chosen one on one side."""
+    """Ranges that differ from the chosen one on one side, where there are two."""
     low, high = chosen
-    ratios = shrink_ratios(bits)
-    if low < 0:
+    if low < 0 < high:
+        ratios = shrink_ratios(bits)
         yield from ((histogram.low * ratio, high) for ratio in ratios)
-    if high > 0:
         yield from ((low, histogram.high * ratio) for ratio in ratios)
 
 

@@ -91,6 +91,18 @@ def observe(
     return histograms
 
 
+@torch.no_grad()
+def watch_values(
+    graph: fx.GraphModule,
+    batches: Sequence[Mapping[str, Tensor]],
+    watch: Callable[[fx.Node, Tensor], None],
+) -> None:
+    """Run the batches and show each node's value as it is computed."""
+    observer = _Observer(graph, watch)
+    for batch in batches:
+        observer.run(*in_graph_order(graph, batch))
+
+
 def _place(node: fx.Node) -> str:
     """Where a node is, by the layer it calls, or the layer before it."""
     before = node

@@ -15,6 +15,7 @@ from flyweight.measure.forms import in_form
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.encoded import EncodedLayer, Layer, encoded_layers, input_of, obstacle
+from flyweight.tensors.plain import PlainWeight
 
 _OPERATIONS: Mapping[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -75,9 +76,10 @@ def parameter_count(model: Model) -> int:
 
 def _stored_alike(one: EncodedLayer | Layer, other: EncodedLayer | Layer) -> bool:
     """Whether two layers that share a weight share what is stored of it."""
-    if not isinstance(one, EncodedLayer) or not isinstance(other, EncodedLayer):
-        return isinstance(one, EncodedLayer) == isinstance(other, EncodedLayer)
-    first, second = one.encoding(), other.encoding()
+    first, second = (m.encoding() if isinstance(m, EncodedLayer) else None for m in (one, other))
+    first, second = (None if isinstance(stored, PlainWeight) else stored for stored in (first, second))
+    if first is None or second is None:
+        return first is second
     same_size = abs(first.nbytes - second.nbytes) < 1
     return type(first) is type(second) and same_size and torch.equal(first.decode(), second.decode())
 
@@ -108,9 +110,9 @@ def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
     profile = replace(profile, weight_bits=encoding.nbytes * 8 / kept, density=encoding.density)
     profile = in_form(encoding, profile)
     if isinstance(module.input_quantizer, DynamicQuantizer):
-        return replace(profile, activation_bits=8, activation_mode="dynamic")
+        return replace(profile, activation_bits=module.input_quantizer.bits, activation_mode="dynamic")
     if module.input_scale is not None:
-        return replace(profile, activation_bits=8, activation_mode="static")
+        return replace(profile, activation_bits=module.input_bits, activation_mode="static")
     return profile
 
 

@@ -4,19 +4,23 @@ A kernel on integers needs codes on every input and, for convolutions and elemen
 output. A value is rounded when an integer layer reads it or a convolution writes it, and the property
 spreads: an operator that could run on integers does so when all its inputs are rounded. Operators that only
 move values keep their input's scale.
+
+Layers may read fewer bits than additions and pools do. A value that both read is rounded once for each width.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
-import torch
 from torch import Tensor, fx, nn
 
 from flyweight.measure.graph import ATEN, module_of
+from flyweight.tensors.activation import StaticQuantizer
+
+JOINT_BITS = 8  # of what additions, pools and layers outside the plan read
 
 # fused into the operator before them, from 0 on: the value is rounded after, not before
 _ACTIVATIONS: frozenset[Any] = frozenset(
@@ -78,32 +82,77 @@ _MOVES: frozenset[Any] = frozenset(
 @final
 @dataclass(frozen=True)
 class Placement:
-    """Values to round: each node of ``own`` gets a quantizer; a key of ``shared`` reuses its value's."""
+    """Values to round: each node of ``own`` gets a quantizer; a key of ``shared`` reuses its value's.
+
+    Attributes:
+        own: In the order of the graph.
+        shared: Moved value to the value it was before.
+        bits: Call of a layer to the bits of what it reads; `JOINT_BITS` for all else.
+    """
 
     own: tuple[fx.Node, ...]
     shared: dict[fx.Node, fx.Node]
+    bits: Mapping[fx.Node, int] = field(default_factory=dict)
 
-    def quantizer_of(self, node: fx.Node) -> fx.Node | None:
+    def source_of(self, node: fx.Node) -> fx.Node | None:
         """The node whose quantizer rounds this one's value, or None where it stays float."""
         return node if node in self.own else self.shared.get(node)
 
+    def readers(self, node: fx.Node) -> dict[int, list[fx.Node]]:
+        """What reads a rounded value, by the bits it reads."""
+        found: dict[int, list[fx.Node]] = {}
+        for user in node.users:
+            if not isinstance(_called(user), StaticQuantizer):
+                found.setdefault(self.bits_of(user), []).append(user)
+        return found
 
-def place(graph: fx.GraphModule, layers: Iterable[str], *, reads_its_own: fx.Node | None = None) -> Placement:
+    def grids(self) -> tuple[tuple[fx.Node, int], ...]:
+        """(value, bits) of each quantizer, in the order of the graph."""
+        read: dict[fx.Node, set[int]] = {node: set(self.readers(node)) for node in self.own}
+        for node, source in self.shared.items():
+            read[source] |= set(self.readers(node))
+        return tuple((node, bits) for node in self.own for bits in sorted(read[node], reverse=True))
+
+    def bits_of(self, user: fx.Node) -> int:
+        """Bits of the codes that a node reads."""
+        if user in self.shared:  # it moves the value on: rounded as its readers want it, if they agree
+            wanted = {self.bits_of(reader) for reader in user.users}
+            return wanted.pop() if len(wanted) == 1 else JOINT_BITS
+        return self.bits.get(user, JOINT_BITS)
+
+
+def _called(node: fx.Node) -> nn.Module | None:
+    owner = node.graph.owning_module
+    return None if owner is None or node.op != "call_module" else owner.get_submodule(str(node.target))
+
+
+def place(
+    graph: fx.GraphModule,
+    layers: Iterable[str],
+    *,
+    reads_its_own: fx.Node | None = None,
+    bits: Mapping[str, int] | None = None,
+) -> Placement:
     """The values to round so that ``layers`` (names of modules the graph calls) run on integers.
+
+    What an earlier decision rounded stays as it is.
 
     Args:
         graph: From `flyweight.measure.graph.capture`.
         layers: Names of modules it calls.
         reads_its_own: A call of a layer that rounds its input itself.
+        bits: Of what each layer reads; None is `JOINT_BITS` for all.
     """
     chosen = set(layers)
     integer = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in chosen]
     rounded: set[fx.Node] = {n for n in integer if not isinstance(_layer(graph, n), nn.Linear)}
     rounded |= {source for n in integer if n is not reads_its_own for source in _tensor_inputs(n)}
-    _spread(graph, rounded)
+    done = {n for n in graph.graph.nodes if isinstance(_called(n), StaticQuantizer)}
+    _spread(graph, rounded, done)
     for node in graph.graph.nodes:
         if node in rounded and _fused_into_next(node, rounded):
             rounded.discard(node)
+    rounded = {n for n in rounded - done if not done.issuperset(n.users)}
     shared: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
         if node in rounded and node.target in _MOVES and _zero_padded(node):
@@ -111,10 +160,11 @@ def place(graph: fx.GraphModule, layers: Iterable[str], *, reads_its_own: fx.Nod
             if source in rounded:
                 shared[node] = shared.get(source, source)
     own = tuple(n for n in graph.graph.nodes if n in rounded and n not in shared)
-    return Placement(own, shared)
+    return Placement(own, shared, {} if bits is None else {n: bits[str(n.target)] for n in integer})
 
 
-def _spread(graph: fx.GraphModule, rounded: set[fx.Node]) -> None:
+def _spread(graph: fx.GraphModule, rounded: set[fx.Node], done: set[fx.Node]) -> None:
+    """Add, in place, what can run on integers: all its inputs are rounded, now or by an earlier decision."""
     before = -1
     while before != len(rounded):
         before = len(rounded)
@@ -124,7 +174,7 @@ def _spread(graph: fx.GraphModule, rounded: set[fx.Node]) -> None:
                 node.target in _MOVES | _COMPUTES
                 and inputs
                 and _zero_padded(node)
-                and all(i in rounded for i in inputs)
+                and all(i in rounded or i in done for i in inputs)
             ):
                 if node.target in _COMPUTES and not _is_tensor_arithmetic(node):
                     continue
@@ -178,21 +228,24 @@ def _layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return inner if isinstance(inner, nn.Module) else module
 
 
-def insert(graph: fx.GraphModule, placement: Placement, quantizers: dict[fx.Node, torch.nn.Module]) -> None:
-    """Round the placed values, in place; ``quantizers`` has one for each node of ``placement.own``."""
-    names: dict[fx.Node, str] = {}
+def insert(
+    graph: fx.GraphModule, placement: Placement, quantizers: Mapping[tuple[fx.Node, int], nn.Module]
+) -> None:
+    """Round the placed values, in place; ``quantizers`` has one for each of ``placement.grids()``."""
+    names: dict[tuple[fx.Node, int], str] = {}
     taken = sum(name.startswith("quantizer_") for name, _ in graph.named_children())  # an earlier decision's
-    for index, node in enumerate(placement.own, taken):
-        names[node] = f"quantizer_{index}"
-        graph.add_submodule(names[node], quantizers[node])
-    for node in [*placement.own, *placement.shared]:
+    for index, grid in enumerate(placement.grids(), taken):
+        names[grid] = f"quantizer_{index}"
+        graph.add_submodule(names[grid], quantizers[grid])
+    read = {node: placement.readers(node) for node in [*placement.own, *placement.shared]}
+    for node, readers in read.items():
         source = placement.shared.get(node, node)
-        users = list(node.users)
-        with graph.graph.inserting_after(_last_placeholder(graph) if node.op == "placeholder" else node):
-            call = graph.graph.call_module(names[source], (node,))
-        call.meta = dict(node.meta)
-        for user in users:
-            user.replace_input_with(node, call)
+        for bits, users in readers.items():
+            with graph.graph.inserting_after(_last_placeholder(graph) if node.op == "placeholder" else node):
+                call = graph.graph.call_module(names[source, bits], (node,))
+            call.meta = dict(node.meta)
+            for user in users:
+                user.replace_input_with(node, call)
     graph.graph.lint()
     graph.recompile()
 

@@ -18,18 +18,16 @@ from torch import Tensor, nn
 
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
-from flyweight.errors import UnsupportedError
 from flyweight.techniques import _settings
+from flyweight.techniques._activations import check_multiplies_rows
 from flyweight.techniques._affine import encoder_for, form_of, predicted
 from flyweight.techniques._dynamic_inputs import InputForm, choose
-from flyweight.tensors.activation import DynamicQuantizer
+from flyweight.tensors.activation import ACTIVATION_GRANULARITIES, DynamicQuantizer
 from flyweight.tensors.encoded import EncodedLayer, attach
 from flyweight.tensors.ranges import RANGE_METHODS
 
 if TYPE_CHECKING:
     from flyweight.model import Model
-
-ACTIVATION_GRANULARITIES = ("auto", "tensor", "token")
 
 
 @final
@@ -56,11 +54,7 @@ class DynamicInt8:
         form = form_of(self._checked(decision))
         for name in decision.layers:
             layer = profile.by_name[name]
-            if layer.op not in {"linear", "embedding"}:
-                raise UnsupportedError(
-                    f"layer {name!r} is a {layer.op}: dynamic int8 convolutions are slower than float "
-                    "on every CPU runtime measured; use static_int8"
-                )
+            check_multiplies_rows(layer, instead="static_int8")
             after = predicted(layer, form)
             if layer.op == "linear":
                 after = replace(after, activation_bits=8, activation_mode="dynamic")
@@ -87,7 +81,7 @@ class DynamicInt8:
                 f"dynamic_int8 stores 8 bits, got bits={settings['bits']}; use weight_only for fewer"
             )
         _settings.choice(settings, "range_method", RANGE_METHODS)
-        _settings.choice(settings, "activation_granularity", ACTIVATION_GRANULARITIES)
+        _settings.choice(settings, "activation_granularity", ("auto", *ACTIVATION_GRANULARITIES))
         return settings
 
 

@@ -11,13 +11,14 @@ sizes learned by gradient).
 from __future__ import annotations
 
 import math
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 ActivationGranularity = Literal["tensor", "token"]
+ACTIVATION_GRANULARITIES: tuple[str, ...] = get_args(ActivationGranularity)
 ACTIVATION_BITS = range(2, 9)
 UINT8_HIGHEST = 255
 # Symmetric codes kept unsigned: the integer kernels are fastest on u8 activations and s8 weights.

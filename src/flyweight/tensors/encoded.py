@@ -74,6 +74,7 @@ class EncodedLayer(nn.Module):
             weight.
         input_quantizer: Applied to the input next, or None.
         input_scale: Scalar, the step of the input's codes where a static quantizer rounds them; else None.
+        input_bits: Of those codes.
         integer_bias: Round the bias to the step of the integer sums, input scale times weight scale.
         technique: What made it, for reports.
     """
@@ -89,6 +90,7 @@ class EncodedLayer(nn.Module):
         self.input_quantizer: nn.Module | None = None
         self.register_buffer("input_scale", None)
         self.register_buffer("input_factors", None)
+        self.input_bits = 8
         self.integer_bias = False
         self.technique = ""
         # nn.TransformerEncoderLayer calls no layer that has no hook: it computes with their weights itself.

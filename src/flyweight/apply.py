@@ -62,7 +62,7 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
                 f"{decision.technique} on {', '.join(decision.layers)} changed the output shapes"
             )
     freeze(result.module)
-    _check_promises(expected, profile(result))
+    check_promises(expected, profile(result))
     return result
 
 
@@ -110,7 +110,8 @@ def _check_names(plan: Plan, known: ModelProfile) -> None:
             )
 
 
-def _check_promises(expected: ModelProfile, got: ModelProfile) -> None:
+def check_promises(expected: ModelProfile, got: ModelProfile) -> None:
+    """Raise ContractError where a profile is not what was predicted."""
     for name, want in expected.by_name.items():
         if name not in got.by_name:
             raise ContractError(f"layer {name!r} was lost while the plan was carried out")

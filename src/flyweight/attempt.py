@@ -1,4 +1,4 @@
-"""One attempt: a plan carried out, exported, checked, measured and judged."""
+"""One attempt: a plan carried out, the result trained, exported, checked, measured and judged."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ from flyweight.measure.layers import layer_reports, notes_on
 from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.progress import Progress
+from flyweight.recover.checkpoint import training_folder
+from flyweight.recover.recover import Teaching, recover
 from flyweight.report.write import write_reports
 from flyweight.run.artifact import read_manifest
 from flyweight.settings import Settings
@@ -123,13 +125,14 @@ class Tried:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Made:
-    """A plan carried out and exported; ``planned`` is the profile of the model before lowering."""
+    """A plan carried out, trained and exported; ``planned`` is the profile of the model before lowering."""
 
     name: str
     model: Model
     planned: ModelProfile
     artifact: Artifact
     parity: Parity
+    training: tuple[str, ...]
 
 
 def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tried:
@@ -166,12 +169,39 @@ def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
     """Carry out and export; ``folder`` must not exist."""
     with run.progress.stage(f"Applying {name}"):
         model = apply(run.model, plan, run.batches)
+    model, training = _trained(run, plan, model, state=f"{folder.name}.safetensors")
     folder.mkdir()
     with run.progress.stage(f"Exporting {name}"):
         origin = origin_of(run.settings, run.splits)
         artifact = pack(model, plan, folder, origin, "refused")  # until it is judged
         parity = check_parity(model, artifact, run.batches[0])
-    return _Made(name=name, model=model, planned=profile(model), artifact=artifact, parity=parity)
+    return _Made(
+        name=name,
+        model=model,
+        planned=profile(model),
+        artifact=artifact,
+        parity=parity,
+        training=training,
+    )
+
+
+def _trained(run: Run, plan: Plan, model: Model, *, state: str) -> tuple[Model, tuple[str, ...]]:
+    """The model after training, and what to say of it; itself where there is none."""
+    settings = run.settings
+    if not settings.training.epochs:
+        return model, ()
+    folder = training_folder(Path(settings.out))
+    folder.mkdir(exist_ok=True)
+    teaching = Teaching(
+        task=run.task,
+        splits=run.splits,
+        batches=run.batches,
+        settings=settings.training,
+        seed=settings.data_settings.seed,
+        storage=folder / state,
+    )
+    recovered = recover(run.model, model, plan, teaching, progress=run.progress)
+    return recovered.model, recovered.sentences(run.task.metric_name)
 
 
 def _compared(run: Run, model: Model, plan: Plan) -> Compared:
@@ -237,6 +267,7 @@ def _outcome(name: str, compressed: Measurement, comparison: Comparison, verdict
 def _notes(run: Run, made: _Made, layers: tuple[LayerReport, ...], comparison: Comparison) -> tuple[str, ...]:
     return (
         *run.notes,
+        *made.training,
         *notes_on(layers, made.planned),
         *_outputs_note(made.artifact),
         *_interaction_note(made.artifact, run.settings),

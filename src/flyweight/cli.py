@@ -22,6 +22,7 @@ from flyweight.cli_options import (
     Destination,
     Execution,
     Goal,
+    Learning,
     Named,
     NamedOrMade,
     PlanFile,
@@ -131,6 +132,7 @@ def compress(
     source: Source,
     preparation: Preparation,
     goal: Goal,
+    learning: Learning,
     execution: Execution,
     timing: Timing,
     destination: Destination,
@@ -142,7 +144,7 @@ def compress(
 
     Example: flyweight compress net.py:net --weights net.safetensors --data digits.npz -o small
     """
-    groups = (named, source, preparation, goal, execution, timing, destination)
+    groups = (named, source, preparation, goal, learning, execution, timing, destination)
     settings = assembled([g.values() for g in groups], destination.config)
     check_runtime(settings.runtime, (settings.format,))
     from flyweight.pipeline import compress

@@ -12,6 +12,7 @@ import typer
 from flyweight import catalog
 from flyweight.cli_values import factor, number_or_numbers, pairs, side
 from flyweight.planner.candidates import JOIN
+from flyweight.recover.settings import TrainingSettings
 from flyweight.settings import DEFAULT_CALIBRATION_SIZE, DEFAULT_SECONDS, Settings
 from flyweight.settings_file import (
     DEFAULT_FILE,
@@ -23,6 +24,7 @@ from flyweight.settings_file import (
 )
 
 _PREPARATION, _GOAL, _MEASUREMENT = "Preprocessing", "What to reach, and how", "Measurement"
+_TRAINING = "Training afterwards"
 
 
 @final
@@ -252,6 +254,70 @@ class Goal:
         named = ("bits", "granularity", "group_size")
         chosen = pairs(self.extra, "--set") | _given(self, without=_all_but(self, named))
         return _given(self, without=(*named, "extra")) | {"technique_settings": chosen}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How the compressed model is trained."""
+
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Passes over the training data, in which the compressed model learns from the original; 0, "
+            "the default, trains nothing.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    train_seconds: Annotated[
+        float | None, typer.Option(help="Time given to each training.", rich_help_panel=_TRAINING)
+    ] = None
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="all (default), or scales: keep the codes; train scales, norms and biases.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    learning_rate: Annotated[float | None, typer.Option(help="The highest.", rich_help_panel=_TRAINING)] = (
+        None
+    )
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Images changed at random: crop=4 shifts them by up to 4 pixels, flip=true mirrors them; "
+            "repeatable.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--training",
+            metavar="KEY=VALUE",
+            help="Any other key of docs/training.md, such as optimizer=adamw; repeatable.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with training that was interrupted.", rich_help_panel=_TRAINING),
+    ] = False
+
+    def values(self) -> dict[str, object]:
+        """What was given, by key."""
+        others = pairs(self.training, "--training")
+        known = [field.name for field in fields(TrainingSettings)]
+        unknown = next((name for name in others if name not in known), None)
+        if unknown is not None:
+            raise typer.BadParameter(
+                f"no setting is called {unknown!r}; {nearest(unknown, known)}", param_hint="--training"
+            )
+        augment = {"augment": pairs(self.augment, "--augment")} if self.augment else {}
+        resume = {"resume": True} if self.resume else {}
+        return others | _given(self, without=("augment", "training", "resume")) | augment | resume
 
 
 @final

@@ -1,7 +1,7 @@
 """The whole flow, top to bottom. Read this file first.
 
-load -> profile -> plan -> apply -> export -> check parity -> evaluate -> judge -> write, and try the next
-plan if the judgement is no. Every number in a report was measured on the exported file.
+load -> profile -> plan -> apply -> train -> export -> check parity -> evaluate -> judge -> write, and try the
+next plan if the judgement is no. Every number in a report was measured on the exported file.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.planner.candidates import candidates
 from flyweight.progress import SILENT, Progress
+from flyweight.recover.checkpoint import forget_training
 from flyweight.run.artifact import open_artifact
 from flyweight.settings import Settings
 from flyweight.tasks.open import open_task, settle
@@ -50,7 +51,8 @@ def compress(
     """Make the model smaller and faster, measure it, and write ``settings.out`` if it holds what was asked.
 
     Otherwise the best attempt and its report are written to ``settings.out`` with `REFUSED_SUFFIX`, and
-    ``report.verdict`` says why. An interrupt leaves neither.
+    ``report.verdict`` says why. An interrupt leaves neither, but the state of a training, which goes on with
+    ``settings.training.resume``.
 
     Args:
         settings: What to compress, with which data, into what budget.
@@ -69,6 +71,7 @@ def compress(
         with _atomic.new_folder(out, overwrite=settings.overwrite) as folder, _atomic.work_folder() as work:
             run = _prepare(settings, work, module=module, splits=splits, progress=progress)
             best = _best_attempt(run)
+            forget_training(out)
             if not best.report.verdict.shipped:
                 raise _Refused(best.report, best.write_to(refused_path(out)))
             best.fill(folder)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, final, runtime_checkable
 
 Item = TypeVar("Item")
+Label = str | Callable[[], str]  # or what gives it, asked again after each item
 
 
 @runtime_checkable
 class Progress(Protocol):
     """Told of each stage as it begins, and of each step inside one."""
 
-    def track(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+    def track(self, items: Sequence[Item], label: Label) -> Iterable[Item]:
         """The items, shown as a bar while they are consumed."""
 
     @contextmanager
@@ -25,7 +26,7 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing: the default of every function that takes a progress."""
 
-    def track(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+    def track(self, items: Sequence[Item], label: Label) -> Iterable[Item]:
         """The items as they are."""
         return items
 

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from flyweight.core.cost import Budget
 from flyweight.core.plan import Scalar
+from flyweight.recover.settings import TrainingSettings
 
 DEFAULT_QUALITY_DROP = 0.01  # one point; what `compress` allows when the budget does not say
 DEFAULT_CALIBRATION_SIZE = 512
@@ -84,6 +85,7 @@ class Settings:
         plan: A plan file to carry out instead of techniques.
         budget: What the result has to fit; `DEFAULT_QUALITY_DROP` is allowed where it does not say.
         data_settings: See `DataSettings`.
+        training: Of the compressed model; see `TrainingSettings`.
         format: The file format that is written.
         runtime: The runtime that is measured.
         threads: Threads of the runtime; 0 is as many as the machine has cores.
@@ -106,6 +108,7 @@ class Settings:
     plan: str | None = None
     budget: Budget = field(default_factory=lambda: Budget(quality_drop=DEFAULT_QUALITY_DROP))
     data_settings: DataSettings = field(default_factory=DataSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     format: str = "onnx"
     runtime: str = "onnxruntime"
     threads: int = 0
@@ -136,11 +139,11 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values in the layout of flyweight.yaml, which `settings_file.settings_from` reads."""
-        own = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("budget", "data_settings")
-        }
+        parts = ("budget", "data_settings", "training")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in parts}
+        nested = asdict(self.data_settings) | asdict(self.training)
         bounds = {key: _bound(key, getattr(self.budget, name)) for key, name in BUDGET_KEYS.items()}
-        return {key: _plain(value) for key, value in (own | asdict(self.data_settings) | bounds).items()}
+        return {key: _plain(value) for key, value in (own | nested | bounds).items()}
 
 
 def _bound(key: str, value: float | None) -> float | str | None:

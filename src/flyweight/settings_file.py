@@ -1,8 +1,8 @@
 """flyweight.yaml, and the same keys from the command line, to `Settings`.
 
-The layout is flat: the fields of `Settings` and `DataSettings`, and the bounds of the budget as ``max_size``,
-``max_latency``, ``max_drop``, ``max_ram`` and ``max_energy``, with units as people write them: all but
-``max_drop`` need one. Paths are relative to the current folder.
+The layout is flat: the fields of `Settings`, `DataSettings` and `TrainingSettings`, and the bounds of the
+budget as ``max_size``, ``max_latency``, ``max_drop``, ``max_ram`` and ``max_energy``, with units as people
+write them: all but ``max_drop`` need one. Paths are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from flyweight.core.cost import Budget
 from flyweight.errors import InputError
+from flyweight.recover.settings import TrainingSettings
 from flyweight.settings import BUDGET_KEYS, DEFAULT_QUALITY_DROP, DataSettings, Settings
 from flyweight.units import parse_bytes, parse_drop, parse_factor, parse_joules, parse_seconds
 
@@ -98,9 +99,14 @@ def settings_of(checked: Mapping[str, Any]) -> Settings:
     bounds = {name: checked[key] for key, name in BUDGET_KEYS.items() if key in checked}
     own = {key: value for key, value in checked.items() if key not in BUDGET_KEYS}
     data = {f.name: own.pop(f.name) for f in fields(DataSettings) if f.name in own}
+    training = {f.name: own.pop(f.name) for f in fields(TrainingSettings) if f.name in own}
     try:
         budget = Budget(**({"quality_drop": DEFAULT_QUALITY_DROP} | bounds))
-        return Settings(**own, budget=budget, data_settings=DataSettings(**data))
+        parts: dict[str, Any] = {
+            "data_settings": DataSettings(**data),
+            "training": TrainingSettings(**training),
+        }
+        return Settings(**own, budget=budget, **parts)
     except ValueError as error:
         raise InputError(f"settings: {error}") from error
 
@@ -217,6 +223,23 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "max_drop": _quantity(parse_drop),
     "max_ram": _quantity(parse_bytes),
     "max_energy": _quantity(parse_joules),
+    "epochs": _whole,
+    "train_seconds": _number,
+    "tune": _text,
+    "learning_rate": _number,
+    "optimizer": _text,
+    "train_batch_size": _whole,
+    "warm_up": _number,
+    "weight_decay": _number,
+    "clip_norm": _number,
+    "temperature": _number,
+    "label_weight": _number,
+    "augment": _scalars,
+    "batch_norms": _text,
+    "held_out": _number,
+    "patience": _whole,
+    "precision": _text,
+    "resume": _flag,
     "format": _text,
     "runtime": _text,
     "threads": _whole,

@@ -155,16 +155,12 @@ def fold_batch_norms(graph: fx.GraphModule) -> int:
     """
     folded = 0
     for node in list(graph.graph.nodes):
-        norm = module_of(graph, node)
-        if not isinstance(norm, BATCH_NORMS) or not isinstance(node.args[0], fx.Node):
+        norm, before = module_of(graph, node), normalised_layer(graph, node)
+        if before is None or norm is None:
             continue
-        before = node.args[0]
         owner = module_of(graph, before)
         layer = owner.layer if isinstance(owner, EncodedLayer) else owner
-        if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) or len(before.users) != 1:
-            continue
-        if sum(n.target == before.target for n in graph.graph.nodes if n.op == "call_module") > 1:
-            continue  # the layer is called twice: only one of the calls is normalised
+        assert layer is not None
         fuse: Callable[[nn.Module, nn.Module], nn.Module] = (
             fusion.fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fusion.fuse_conv_bn_eval  # type: ignore[assignment]
         )
@@ -178,6 +174,20 @@ def fold_batch_norms(graph: fx.GraphModule) -> int:
         folded += 1
     _tidy(graph)
     return folded
+
+
+def normalised_layer(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The call of the layer that can take over the batch norm ``node`` calls; None where there is none."""
+    if not isinstance(module_of(graph, node), BATCH_NORMS) or not isinstance(node.args[0], fx.Node):
+        return None
+    before = node.args[0]
+    owner = module_of(graph, before)
+    layer = owner.layer if isinstance(owner, EncodedLayer) else owner
+    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) or len(before.users) != 1:
+        return None
+    if sum(n.target == before.target for n in graph.graph.nodes if n.op == "call_module") > 1:
+        return None  # the layer is called twice: only one of the calls is normalised
+    return before
 
 
 def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:

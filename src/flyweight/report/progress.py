@@ -14,9 +14,10 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
-from flyweight.progress import SILENT
+from flyweight.progress import SILENT, Label
 from flyweight.progress import Progress as ProgressProtocol
 from flyweight.report.wording import printable
 
@@ -37,6 +38,7 @@ def terminal_progress(console: Console, *, quiet: bool = False) -> Iterator[Prog
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, refresh_per_second=REFRESHES_A_SECOND) as shown:
         yield TerminalProgress(shown)
@@ -49,13 +51,13 @@ class TerminalProgress:
     def __init__(self, shown: Progress) -> None:
         self._shown = shown
 
-    def track(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+    def track(self, items: Sequence[Item], label: Label) -> Iterable[Item]:
         """The items, shown as a bar while they are consumed."""
-        task = self._shown.add_task(printable(label), total=len(items))
+        task = self._shown.add_task(_text(label), total=len(items))
         try:
             for item in items:
                 yield item
-                self._shown.advance(task)
+                self._shown.update(task, advance=1, description=_text(label))
         finally:
             self._shown.remove_task(task)
 
@@ -67,3 +69,7 @@ class TerminalProgress:
             yield
         finally:
             self._shown.remove_task(task)
+
+
+def _text(label: Label) -> str:
+    return printable(label if isinstance(label, str) else label())

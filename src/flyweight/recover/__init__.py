@@ -1,0 +1,1 @@
+"""Training after compression: the original teaches the compressed model."""

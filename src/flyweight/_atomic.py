@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WORK_NAME = "flyweight-work"
+UNFINISHED_SUFFIX = "-unfinished"
 _MARK = b'"flyweight"'  # among the first keys of our manifests; other programs' manifest.json lack it
 _MARK_WITHIN_BYTES = 256
 _CLAIM_ATTEMPTS = 100  # a claim fails only while another run clears left-overs of the same name
@@ -87,6 +88,35 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             _unlock(lock)
+
+
+@contextmanager
+def kept_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """As `new_folder`, but what was filled in stays beside ``target`` after an exception, or a kill.
+
+    The next run finds it there and goes on.
+
+    Raises:
+        InputError: As `new_folder`; or another run fills it at this moment.
+    """
+    target = Path(os.path.realpath(target))
+    unfinished = target.with_name(target.name + UNFINISHED_SUFFIX)
+    with _writing(target):
+        _check_replaceable(target, overwrite)
+        unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _lock(unfinished)
+    except BlockingIOError as error:
+        raise InputError(f"{unfinished} is being filled by another run; wait for it") from error
+    try:
+        with _filling(unfinished, target):
+            yield unfinished
+        with _writing(target):
+            _sync_tree(unfinished)
+            _check_replaceable(target, overwrite)
+            _move_in(unfinished, target)
+    finally:
+        _unlock(lock)
 
 
 @contextmanager

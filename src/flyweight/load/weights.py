@@ -68,9 +68,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
     own = module.state_dict()
     given = _without_prefix(weights, own)
     problems = (
-        *_listed("missing", _missing(own, given)),
-        *_listed("unexpected", [name for name in given if name not in own]),
-        *_listed("of another shape", [_shapes(n, given[n], own[n]) for n in own if _differ(n, given, own)]),
+        *listed("missing", _missing(own, given)),
+        *listed("unexpected", [name for name in given if name not in own]),
+        *listed("of another shape", [_shapes(n, given[n], own[n]) for n in own if _differ(n, given, own)]),
     )
     if problems:
         raise InputError(f"{source} does not fit the model: {'; '.join(problems)}")
@@ -167,7 +167,7 @@ def _shapes(name: str, given: Tensor, own: Tensor) -> str:
     return f"{name} {tuple(given.shape)} (the model has {tuple(own.shape)})"
 
 
-def _listed(what: str, names: Iterable[str]) -> tuple[str, ...]:
+def listed(what: str, names: Iterable[str]) -> tuple[str, ...]:
     """``("2 missing: a, b",)``, or () for no names; at most three are shown."""
     found = list(names)
     if not found:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flyweight.apply import apply
+from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.errors import UnsupportedError
 from flyweight.export.onnx import OnnxExporter
 from flyweight.measure.profile import profile
@@ -111,3 +112,24 @@ def test_model_is_left_with_its_own_layers():
     before = list(model.module.modules())
     apply(model, plan_for(profile(model), "weight_only", {}), batches)
     assert all(one is other for one, other in zip(before, model.module.modules(), strict=True))
+
+
+def test_a_layer_whose_output_nothing_uses_may_stay_float():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pooler = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.body(x))
+            self.pooler(x)
+            return x
+
+    torch.manual_seed(0)
+    model = Model("pooled", Pooled(), {"x": torch.randn(1, 4)})
+    plan = Plan("pooled", (Decision("gptq", ("body",), Stage.QUANTIZE),))
+    result = apply(model, plan, [{"x": torch.randn(32, 4)}])
+    assert [layer.name for layer in profile(result).layers] == ["body"]
+    whole = Plan("pooled", (Decision("gptq", ("body", "pooler"), Stage.QUANTIZE),))
+    with pytest.raises(UnsupportedError, match="layer 'pooler' is not found .* its output is not used"):
+        apply(model, whole, [{"x": torch.randn(32, 4)}])

@@ -50,7 +50,7 @@ def test_file_computes_the_same_under_any_weights(before, tmp_path):
 def test_file_computes_the_same_with_one_range_a_token(before, tmp_path):
     from flyweight.core.report import Artifact
 
-    result = rounded(text_network(), before, granularity="token")
+    result = rounded(text_network(), before, activation_granularity="token")
     OnnxExporter().export(result, tmp_path / "model.onnx")
     file = Artifact(path=tmp_path, format="onnx", model_file="model.onnx", files={}, sha256="")
     _check_same_outputs(result, file, OnnxRuntime())
@@ -59,7 +59,7 @@ def test_file_computes_the_same_with_one_range_a_token(before, tmp_path):
 @pytest.mark.parametrize("granularity", ["tensor", "token"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_layers_read_the_bits_asked_for(bits, granularity):
-    result = rounded(text_network(), bits=bits, granularity=granularity)
+    result = rounded(text_network(), activation_bits=bits, activation_granularity=granularity)
     layers = profile(result).by_name
     assert {(layers[n].activation_bits, layers[n].activation_mode) for n in linear(result)} == {
         (bits, "dynamic")
@@ -74,7 +74,7 @@ def test_fewer_bits_lose_more(granularity):
     model = text_network()
     (batch,) = batches_for(model, count=1, size=64)
     wanted = model.outputs(batch)[0]
-    results = [rounded(model, bits=b, granularity=granularity) for b in (2, 3, 4, 8)]
+    results = [rounded(model, activation_bits=b, activation_granularity=granularity) for b in (2, 3, 4, 8)]
     found = [sqnr_db(wanted, result.outputs(batch)[0]) for result in results]
     assert found == sorted(found)
 
@@ -104,7 +104,7 @@ def test_smoothed_float_layers_are_exported_as_they_compute(tmp_path):
 
 @pytest.mark.parametrize("before", FORMS, ids=str)
 def test_fewer_than_eight_bits_are_not_exported(before, tmp_path):
-    result = rounded(perceptron(), before, bits=4)
+    result = rounded(perceptron(), before, activation_bits=4)
     with pytest.raises(UnsupportedError, match=r"layer '0' reads 4-bit activations.*leave them at 8"):
         OnnxExporter().export(result, tmp_path / "model.onnx")
 
@@ -129,8 +129,8 @@ def test_layer_that_reads_codes_already_is_refused():
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"bits": 9}, "bits of activations must be in 2..8, got 9"),
-        ({"granularity": "auto"}, "granularity must be one of tensor, token"),
+        ({"activation_bits": 9}, "bits of activations must be in 2..8, got 9"),
+        ({"activation_granularity": "auto"}, "activation_granularity must be one of tensor, token"),
     ],
 )
 def test_wrong_setting_is_named(setting, reason):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -94,7 +96,7 @@ def test_weights_keep_the_form_of_the_stage_before(network, technique, form, tmp
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
 def test_layers_read_the_bits_asked_for_and_the_edges_eight(bits):
     model = residual_network()
-    layers = profile(rounded(model, activations(model, bits=bits))).by_name
+    layers = profile(rounded(model, activations(model, activation_bits=bits))).by_name
     found = {name: (layer.activation_bits, layer.activation_mode) for name, layer in layers.items()}
     assert found == {
         "stem": (8, "static"),
@@ -106,14 +108,14 @@ def test_layers_read_the_bits_asked_for_and_the_edges_eight(bits):
 
 def test_first_and_last_layer_may_have_another_width():
     model = perceptron()
-    result = rounded(model, activations(model, bits=3, edge_bits=5))
+    result = rounded(model, activations(model, activation_bits=3, edge_bits=5))
     assert [layer.activation_bits for layer in profile(result).layers] == [5, 3, 5]
     assert [q.bits for q in quantizers(result)] == [5, 3, 5]
 
 
 def test_value_that_a_layer_and_an_addition_read_is_rounded_for_each():
     model = residual_network()
-    result = rounded(model, activations(model, bits=3))
+    result = rounded(model, activations(model, activation_bits=3))
     graph = result.module
     (addition,) = [n for n in graph.graph.nodes if "add" in str(n.target)]
     read = [module_of(graph, n).bits for n in addition.all_input_nodes]
@@ -128,7 +130,7 @@ def test_value_that_a_layer_and_an_addition_read_is_rounded_for_each():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_what_a_layer_reads_has_few_values(network):
     model = NETWORKS[network]()
-    result = rounded(model, activations(model, bits=2, edge_bits=2))
+    result = rounded(model, activations(model, activation_bits=2, edge_bits=2))
     (batch,) = batches_for(model, count=1, size=64)
     calls = [n for n in result.module.graph.nodes if n.target in dict(encoded_layers(result.module))]
     read = {n.all_input_nodes[0] for n in calls if n.target != "table"}
@@ -143,7 +145,8 @@ def test_fewer_bits_lose_more():
     (batch,) = batches_for(model, count=1, size=64)
     wanted = model.outputs(batch)[0]
     found = [
-        sqnr_db(wanted, rounded(model, activations(model, bits=b)).outputs(batch)[0]) for b in (2, 3, 4, 8)
+        sqnr_db(wanted, rounded(model, activations(model, activation_bits=b)).outputs(batch)[0])
+        for b in (2, 3, 4, 8)
     ]
     assert found == sorted(found)
 
@@ -155,7 +158,7 @@ def test_bias_correction_takes_the_mean_shift_back(make):
     whole = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     wanted = model.outputs(whole)[0].mean(0)
     corrected, plain = (
-        rounded(model, activations(model, bits=3, bias_correction=on)).outputs(whole)[0].mean(0)
+        rounded(model, activations(model, activation_bits=3, bias_correction=on)).outputs(whole)[0].mean(0)
         for on in (True, False)
     )
     assert (corrected - wanted).abs().sum() < (plain - wanted).abs().sum() / 3
@@ -169,7 +172,7 @@ def test_two_decisions_are_as_good_as_one():
     two = rounded(
         model,
         activations(model, ("stem", "body")),
-        activations(model, ("depthwise", "head"), bias_correction=False, range_method="minmax"),
+        activations(model, ("depthwise", "head"), bias_correction=False, activation_range_method="minmax"),
     )
     assert len(quantizers(two)) == len(quantizers(one))
     assert sqnr_db(wanted, two.outputs(batch)[0]) > sqnr_db(wanted, one.outputs(batch)[0]) - 6
@@ -177,7 +180,9 @@ def test_two_decisions_are_as_good_as_one():
 
 def test_decision_of_another_width_does_not_round_what_was_rounded():
     model = residual_network()
-    result = rounded(model, activations(model, ("stem", "body")), activations(model, ("depthwise",), bits=3))
+    result = rounded(
+        model, activations(model, ("stem", "body")), activations(model, ("depthwise",), activation_bits=3)
+    )
     graph = result.module
     (call,) = [n for n in graph.graph.nodes if n.target == "depthwise"]
     (quantizer,) = call.all_input_nodes
@@ -234,10 +239,15 @@ def test_dead_channels_keep_their_bias(weight):
     assert sqnr_db(model.outputs(batch)[0], result.outputs(batch)[0]) > 25
 
 
-def gains(model, batches, bits):
+@cache
+def graph_of(network):
+    model = folded(NETWORKS[network]())
+    return model, capture(model)
+
+
+def errors_of(network, batches, bits):
     """Squared output error of each layer with min-max ranges, and with adaptive ones, over all batches."""
-    model = folded(model)
-    graph = capture(model)
+    model, graph = graph_of(network)
     layers = [layer.name for layer in profile(model).layers if layer.op != "embedding"]
     placement = place(graph, layers, bits=dict.fromkeys(layers, bits))
     grids = grids_of(graph, batches, placement, "adaptive")
@@ -262,12 +272,12 @@ def gains(model, batches, bits):
 @settings(max_examples=8)
 @given(st.sampled_from(sorted(NETWORKS)), st.integers(2, 8), st.integers(0, 1000), st.sampled_from([1, 3]))
 def test_adaptive_ranges_are_never_worse_than_minmax_on_calibration_data(network, bits, seed, power):
-    model = NETWORKS[network]()
+    model, _ = graph_of(network)
     batches = [
         {k: v.pow(power) if v.is_floating_point() else v for k, v in batch.items()}
         for batch in batches_for(model, count=2, size=20, seed=seed)
     ]
-    errors = gains(model, batches, bits)
+    errors = errors_of(network, batches, bits)
     assert errors
     assert all(adaptive <= plain * (1 + 1e-4) for plain, adaptive in errors.values())
 
@@ -282,7 +292,7 @@ def test_adaptive_range_is_that_of_least_output_error():
     x[:, 0] *= 100
     found = {
         method: rounded(
-            model, activations(model, edge_bits=4, range_method=method), batches=[{"input": x}]
+            model, activations(model, edge_bits=4, activation_range_method=method), batches=[{"input": x}]
         ).outputs({"input": x})[0]
         for method in ("mse", "adaptive")
     }
@@ -294,14 +304,14 @@ def test_adaptive_range_is_that_of_least_output_error():
 @pytest.mark.parametrize("make", [residual_network, signal_network, text_network])
 def test_every_range_method_can_be_asked_for(make, method):
     model = make()
-    result = rounded(model, activations(model, range_method=method, bits=6))
+    result = rounded(model, activations(model, activation_range_method=method, activation_bits=6))
     (batch,) = batches_for(model, count=1, size=64)
     assert sqnr_db(model.outputs(batch)[0], result.outputs(batch)[0]) > 15
 
 
 def test_fewer_than_eight_bits_are_not_exported(tmp_path):
     model = perceptron()
-    result = rounded(model, activations(model, bits=4))
+    result = rounded(model, activations(model, activation_bits=4))
     with pytest.raises(
         UnsupportedError, match=r"layer '2' reads 4-bit activations.*flyweight evaluate --plan"
     ):
@@ -341,9 +351,9 @@ def test_layer_that_smooths_its_input_is_refused():
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"bits": 1}, "bits: bits of activations must be in 2..8, got 1"),
+        ({"activation_bits": 1}, "activation_bits: bits of activations must be in 2..8, got 1"),
         ({"edge_bits": 9}, "edge_bits: bits of activations must be in 2..8, got 9"),
-        ({"range_method": "mean"}, "range_method must be one of minmax"),
+        ({"activation_range_method": "mean"}, "range_method must be one of minmax"),
         ({"bias_correction": 1}, "bias_correction must be of type bool"),
     ],
 )

@@ -13,6 +13,7 @@ from flyweight.errors import InputError
 from flyweight.measure.error import weight_sqnr_db
 from flyweight.measure.profile import profile
 from flyweight.techniques.weight_only import WeightOnly
+from flyweight.tensors.affine import AffineForm, encode_affine
 from flyweight.tensors.ranges import RANGE_METHODS
 from flyweight.testing.strategies import NETWORKS, perceptron, residual_network, signal_network, text_network
 
@@ -108,3 +109,27 @@ def test_bias_is_untouched():
     model = perceptron()
     result = apply(model, plan_of(model, bits=2))
     assert torch.equal(model.module[0].bias, result.module[0].layer.bias)
+
+
+def test_adaptive_ranges_follow_what_the_layer_reads():
+    """Outputs are closer than with any range that does not know the inputs."""
+    model = perceptron()
+    scales = torch.logspace(-2, 1, 12)
+    batches = [{"input": torch.randn(64, 12, generator=torch.Generator().manual_seed(0)) * scales}]
+    wanted = model.module[0](batches[0]["input"]).detach()
+    errors = {}
+    for method in RANGE_METHODS:
+        decision = Decision("weight_only", ("0",), Stage.QUANTIZE, {"bits": 3, "range_method": method})
+        layer = apply(model, Plan(model.name, (decision,)), batches).module[0]
+        errors[method] = float((layer(batches[0]["input"]).detach() - wanted).square().sum())
+    assert errors["adaptive"] == min(errors.values())
+    assert errors["adaptive"] < errors["mse"]
+
+
+def test_adaptive_ranges_without_data_are_those_of_least_error():
+    model = perceptron()
+    decision = Decision("weight_only", ("0",), Stage.QUANTIZE, {"bits": 3, "range_method": "adaptive"})
+    layer = apply(model, Plan(model.name, (decision,))).module[0]
+    weight = model.module[0].weight
+    wanted = encode_affine(weight, AffineForm(bits=3, range_method="adaptive"))
+    assert torch.equal(layer.weight, wanted.decode())

@@ -212,3 +212,14 @@ def test_weight_without_finite_values_is_refused(w, reason):
 def test_form_out_of_range_is_refused(settings, reason):
     with pytest.raises(ValueError, match=reason):
         AffineForm(**settings)
+
+
+def test_what_fills_a_short_group_counts_nothing():
+    w = weight(0, 2, 7)
+    energy = torch.ones(1, 7)
+    energy[0, 6] = 100
+    form = AffineForm(bits=3, granularity="group", group_size=5, range_method="adaptive")
+    whole = encode_affine(w, form, energy=energy).decode()
+    by_row = AffineForm(bits=3, range_method="adaptive")
+    last = encode_affine(w[:, 5:], by_row, energy=energy[:, 5:]).decode()
+    torch.testing.assert_close(whole[:, 5:], last)

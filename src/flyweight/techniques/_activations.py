@@ -11,7 +11,7 @@ from flyweight.errors import UnsupportedError
 from flyweight.tensors.activation import highest_code
 
 
-def check_activation_bits(settings: Mapping[str, Scalar], key: str = "bits") -> int:
+def check_activation_bits(settings: Mapping[str, Scalar], key: str = "activation_bits") -> int:
     """A width of activations; raises ValueError unless it is in 2..8."""
     bits = cast("int", settings[key])
     try:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from flyweight.core.layer import LayerProfile
-from flyweight.core.plan import Scalar
-from flyweight.tensors.affine import AffineForm
+from flyweight.core.plan import Decision, Scalar
+from flyweight.techniques._importance import importance_of
+from flyweight.tensors.affine import AffineForm, encode_affine
 from flyweight.tensors.affine_encoder import AffineEncoder
 from flyweight.tensors.encoded import EncodedLayer
+
+if TYPE_CHECKING:
+    from flyweight.model import Model
 
 
 def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
@@ -32,16 +37,40 @@ def form_of(settings: Mapping[str, Scalar]) -> AffineForm:
 
 
 def encoder_for(
-    root: nn.Module, name: str, form: AffineForm, *, least_scale: Tensor | None = None
+    root: nn.Module,
+    name: str,
+    form: AffineForm,
+    *,
+    least_scale: Tensor | None = None,
+    energy: Tensor | None = None,
 ) -> AffineEncoder:
     """The encoder of the layer at ``name``; the many scales of an embedding are kept in float16.
 
     So are those of a layer that shares its weight with an embedding: the file then holds one set of codes.
+
+    Args:
+        root: Of the model.
+        name: Of the layer.
+        form: What to store.
+        least_scale: As for `flyweight.tensors.affine.encode_affine`.
+        energy: Likewise. The ranges found with it stay, whatever becomes of the weight.
     """
     module = root.get_submodule(name)
     layer = module.layer if isinstance(module, EncodedLayer) else module
+    if energy is not None:
+        mask = module.encoding().mask if isinstance(module, EncodedLayer) else None
+        stored = encode_affine(layer.weight, form, mask, least_scale=least_scale, energy=energy)  # type: ignore[arg-type]
+        return AffineEncoder(form, scale=stored.scale, zero_point=stored.zero_point)
     shares = any(isinstance(m, nn.Embedding) and m.weight is layer.weight for m in root.modules())
     return AffineEncoder(form, least_scale=least_scale, half_scales=shares)
+
+
+def energies_for(
+    model: Model, decision: Decision, form: AffineForm, batches: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor | None]:
+    """Layer name to the energy of what it reads, where ranges are adaptive and there are data; else None."""
+    measured = form.range_method == "adaptive" and batches
+    return importance_of(model, decision, "inputs" if measured else "uniform", batches)
 
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:

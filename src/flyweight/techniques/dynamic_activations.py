@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 class DynamicActivations:
     """See the module's docstring.
 
-    Settings: ``bits`` 2..8 of what layers read; ``granularity``: ``tensor`` (one range) or ``token`` (one
-    for each vector along the last axis).
+    Settings: ``activation_bits`` 2..8, of what layers read; ``activation_granularity``: ``tensor`` (one
+    range) or ``token`` (one for each vector along the last axis).
     """
 
     name = "dynamic_activations"
     stage = Stage.ACTIVATIONS
-    defaults: Mapping[str, Scalar] = {"bits": 8, "granularity": "tensor"}
+    defaults: Mapping[str, Scalar] = {"activation_bits": 8, "activation_granularity": "tensor"}
 
     def propose(self, profile: ModelProfile) -> Iterable[Decision]:
         """Every linear layer, at 8 bits."""
@@ -61,7 +61,7 @@ class DynamicActivations:
     def apply(self, model: Model, decision: Decision, batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Change ``model`` in place; needs no batches."""
         settings = self._checked(decision)
-        bits, granularity = check_activation_bits(settings), settings["granularity"]
+        bits, granularity = check_activation_bits(settings), settings["activation_granularity"]
         for name in decision.layers:
             layer = attach_plain(model.module, name, self.name)
             layer.input_quantizer = DynamicQuantizer(cast("ActivationGranularity", granularity), bits)
@@ -69,5 +69,5 @@ class DynamicActivations:
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)
         check_activation_bits(settings)
-        _settings.choice(settings, "granularity", ACTIVATION_GRANULARITIES)
+        _settings.choice(settings, "activation_granularity", ACTIVATION_GRANULARITIES)
         return settings

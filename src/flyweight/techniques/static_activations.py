@@ -46,16 +46,17 @@ if TYPE_CHECKING:
 class StaticActivations:
     """See the module's docstring.
 
-    Settings: ``bits`` 2..8 of what layers read; ``edge_bits`` likewise, of what the model's first and last
-    layer read; ``range_method``; ``bias_correction``, of the shift that rounding the inputs makes.
+    Settings: ``activation_bits`` 2..8, of what layers read; ``edge_bits`` likewise, of what the model's first
+    and last layer read; ``activation_range_method``; ``bias_correction``, of the shift that rounding the
+    inputs makes.
     """
 
     name = "static_activations"
     stage = Stage.ACTIVATIONS
     defaults: Mapping[str, Scalar] = {
-        "bits": 8,
+        "activation_bits": 8,
         "edge_bits": 8,
-        "range_method": "mse",
+        "activation_range_method": "mse",
         "bias_correction": True,
     }
 
@@ -93,7 +94,7 @@ class StaticActivations:
         wanted = mean_outputs(graph, sample, decision.layers) if settings["bias_correction"] else {}
         read_earlier_codes(calls, widths)
         placement = place(graph, decision.layers, bits=widths)
-        grids = grids_of(graph, batches, placement, settings["range_method"])  # type: ignore[arg-type]
+        grids = grids_of(graph, batches, placement, settings["activation_range_method"])  # type: ignore[arg-type]
         for node in calls.nodes:
             bits, step = widths[str(node.target)], step_read(graph, node, placement, grids)
             fits = bits == JOINT_BITS and node.target in calls.once and takes_integer_bias(graph, node, step)
@@ -104,14 +105,14 @@ class StaticActivations:
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)
-        for key in ("bits", "edge_bits"):
+        for key in ("activation_bits", "edge_bits"):
             check_activation_bits(settings, key)
-        _settings.choice(settings, "range_method", RANGE_METHODS)
+        _settings.choice(settings, "activation_range_method", RANGE_METHODS)
         return settings
 
 
 def _widths(profile: ModelProfile, settings: Mapping[str, Scalar]) -> dict[str, int]:
     """Bits of what each layer would read."""
     multiplying = [layer.name for layer in profile.layers if layer.op != "embedding"]
-    widths = dict.fromkeys(multiplying, cast("int", settings["bits"]))
+    widths = dict.fromkeys(multiplying, cast("int", settings["activation_bits"]))
     return widths | dict.fromkeys(multiplying[:1] + multiplying[-1:], cast("int", settings["edge_bits"]))

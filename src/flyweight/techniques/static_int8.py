@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.techniques import _settings
-from flyweight.techniques._affine import encoder_for, form_of, predicted
+from flyweight.techniques._affine import encoder_for, energies_for, form_of, predicted
 from flyweight.techniques._bias_correction import correct, joined, mean_outputs
 from flyweight.techniques._input_grid import absorb, first_convolution
 from flyweight.techniques._placement import JOINT_BITS, place
@@ -76,6 +76,8 @@ class StaticInt8:
             UnsupportedError: The model cannot be traced, or not with these layers.
         """
         settings = _checked(decision)
+        form = form_of(settings)
+        energies = energies_for(model, decision, form, batches)
         graph = traced(model, batches, self.name)
         calls = calls_of(graph, decision.layers)
         integer, sample = calls.multiplying, joined(batches)
@@ -84,11 +86,13 @@ class StaticInt8:
         placement = place(graph, integer, reads_its_own=None if first is None else first.node)
         grids = grids_of(graph, batches, placement, settings["activation_range_method"])  # type: ignore[arg-type]
         grid = None if first is None else absorb(first, batches)
+        if first is not None:  # it reads codes then, of other energies
+            energies[first.name] = None
         steps = {str(n.target): step_read(graph, n, placement, grids) for n in calls.nodes}
-        form = form_of(settings)
         for name in decision.layers:
             least = _least_scale(graph.get_submodule(name), steps[name])
-            layer = attach(graph, name, encoder_for(graph, name, form, least_scale=least), self.name)
+            encoder = encoder_for(graph, name, form, least_scale=least, energy=energies[name])
+            layer = attach(graph, name, encoder, self.name)
             if first is not None and name == first.name:
                 layer.input_quantizer = grid
         for node in calls.nodes:

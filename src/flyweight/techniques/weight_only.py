@@ -13,7 +13,7 @@ from torch import Tensor
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.techniques import _settings
-from flyweight.techniques._affine import encoder_for, form_of, predicted
+from flyweight.techniques._affine import encoder_for, energies_for, form_of, predicted
 from flyweight.tensors.affine import GRANULARITIES
 from flyweight.tensors.encoded import attach
 from flyweight.tensors.ranges import RANGE_METHODS
@@ -29,7 +29,7 @@ class WeightOnly:
     """See the module's docstring.
 
     Settings: ``bits`` 2..8; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by
-    group, at least 2); ``range_method`` minmax, percentile or mse.
+    group, at least 2); ``range_method`` minmax, percentile, entropy, mse or adaptive.
     """
 
     name = "weight_only"
@@ -56,10 +56,12 @@ class WeightOnly:
         return profile
 
     def apply(self, model: Model, decision: Decision, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """Change ``model`` in place; needs no batches."""
+        """Change ``model`` in place; needs no batches, but adaptive ranges see with them what matters."""
         form = form_of(self._checked(decision))
+        energies = energies_for(model, decision, form, batches)
         for name in decision.layers:
-            attach(model.module, name, encoder_for(model.module, name, form), self.name)
+            encoder = encoder_for(model.module, name, form, energy=energies[name])
+            attach(model.module, name, encoder, self.name)
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)

@@ -11,6 +11,7 @@ from typing import Literal, final, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from flyweight.tensors.ranges import Grid, RangeMethod, range_of
 
@@ -129,6 +130,7 @@ def encode_affine(
     *,
     least_scale: Float[Tensor, " rows"] | None = None,
     half_scales: bool = False,
+    energy: Float[Tensor, "_ columns"] | None = None,
 ) -> AffineWeight:
     """Round a weight to nearest, ties to even.
 
@@ -139,6 +141,7 @@ def encode_affine(
         least_scale: By channel, the smallest scale allowed; None allows any.
         half_scales: Round scales up to float16, which a file can then hold without loss; all stay as they are
             if one is out of its normal range.
+        energy: For adaptive ranges, how much the squared error of each weight counts, (1 or rows, columns).
 
     Raises:
         ValueError: The weight is empty or not finite, or ``least_scale`` is given for another form than
@@ -147,7 +150,8 @@ def encode_affine(
     if least_scale is not None and not (form.symmetric and form.granularity == "channel"):
         raise ValueError("least_scale is for symmetric weights with one scale a channel")
     matrix, flat_mask = as_matrix(weight, mask)
-    low, high = range_of(in_groups(matrix, form), form.grid, form.range_method)
+    shares = None if energy is None else _shares(energy.expand_as(matrix), form)
+    low, high = range_of(in_groups(matrix, form), form.grid, form.range_method, energy=shares)
     scale, zero_point = form.grid.scale_and_zero_point(low, high)
     if least_scale is not None:
         scale = torch.maximum(scale, least_scale)
@@ -225,3 +229,10 @@ def in_groups(matrix: Float[Tensor, "rows columns"], form: AffineForm) -> Float[
     missing = -matrix.shape[1] % form.group_size
     padded = torch.cat([matrix, matrix[:, -1:].expand(-1, missing)], 1)
     return padded.reshape(-1, form.group_size)
+
+
+def _shares(energy: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Tensor, "count size"]:
+    """Energies by group; what fills a short last group counts nothing."""
+    if form.granularity != "group":
+        return in_groups(energy, form)
+    return functional.pad(energy, (0, -energy.shape[1] % form.group_size)).reshape(-1, form.group_size)

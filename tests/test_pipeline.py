@@ -128,6 +128,15 @@ def test_the_attempt_that_is_kept_is_analysed_whether_shipped_or_not(refused: tu
     assert len(told["analysis"]["layers"]) == len(report.analysis.layers)
 
 
+@pytest.mark.parametrize("transform", ["equalization", "smoothing"])
+def test_a_scale_that_moves_between_layers_is_no_error(transform: str, tmp_path: Path):
+    report = run(tmp_path / "out", techniques=(f"{transform}+weight_only",))
+    assert report.technique == f"{transform}+weight_only"
+    for layer in report.analysis.layers:
+        assert layer.errors.weight.sqnr_db > 35
+        assert layer.errors.output_alone.sqnr_db > 35
+
+
 def test_only_the_attempt_that_is_kept_is_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     analysed = []
     monkeypatch.setattr(attempt, "analyse", lambda *args, **kwargs: analysed.append(args))

@@ -155,8 +155,8 @@ def test_the_next_width_is_one_that_files_hold(bits, wider):
 
 
 def test_signs_are_two_bits_by_channel_one_width_higher():
-    weight = torch.randn(4, 6)
-    assert wider_form(BinaryEncoder(BinaryForm())(weight, None), 1.0) == AffineForm(bits=2, range_method="mse")
+    signs = BinaryEncoder(BinaryForm())(torch.randn(4, 6), None)
+    assert wider_form(signs, 1.0) == AffineForm(bits=2, range_method="mse")
 
 
 @pytest.mark.parametrize("size", [1, 8])

@@ -20,7 +20,7 @@ from flyweight.tensors.activation import ranges_span_batch
 from flyweight.tensors.encoded import EncodedLayer, encoded_layers
 
 EXAMPLES = 64
-EXAMPLES_ONE_BY_ONE = 32
+EXAMPLES_ONE_BY_ONE = 16
 EXAMPLES_A_CALL = 8
 MASK = "attention_mask"
 _CODE_BITS: Mapping[Encoding, int] = {

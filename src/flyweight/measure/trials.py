@@ -22,8 +22,8 @@ from flyweight.tensors.activation import ChannelQuantizer
 from flyweight.tensors.affine import AffineForm, AffineWeight, encode_affine
 from flyweight.tensors.encoded import EncodedLayer, EncodedWeight, encoded_layers
 
-TRIAL_MACS = 1e12  # of all trials together: half a minute on two cores
-TRIAL_CALLS = 3000  # of the model; a call of a small one takes some milliseconds
+TRIAL_MACS = 5e11  # of all trials together: 15 s of one core, in the convolutions of a CIFAR network
+TRIAL_CALLS = 1000  # of the model; one with a short text takes 20 ms of one core in MiniLM
 TRIALS = 2  # of each layer: as it is, and one width higher
 LEAST_EXAMPLES = 8  # with fewer, single examples would decide which layer is worst
 WIDTHS = (2, 4, 8, 16)  # bits that files hold

@@ -39,7 +39,8 @@ _NAME_LENGTH = 26
 _SHAPE_LENGTH = 10
 _TICKS = 18  # names of layers that an axis of this width has room for
 _VALUE_ROOM = 0.75  # of the longest bar, right of it, for what it says
-_CURVE_POINTS = 201
+_CURVE_POINTS = 241
+_MARGIN = 1.15  # of an axis of errors, beyond its bins
 _COLUMNS = 2
 
 
@@ -124,7 +125,7 @@ def _paint_ranking(figure: Figure, layers: Sequence[LayerLoss], unit: str) -> No
         )
     axes.set_xlim(0, longest * (1 + _VALUE_ROOM))
     axes.set_yticks(rows, [_name(layer) for layer in layers], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(left=False)
@@ -141,7 +142,8 @@ def _gain_text(layer: LayerLoss, unit: str) -> str:
     if layer.wider is None or layer.wider.damage is None:
         return now
     then = damage_text(layer.wider.damage, unit)
-    return f"{now} \N{RIGHTWARDS ARROW} {then} for {bytes_text(layer.wider.more_bytes)}"
+    more = layer.wider.more_bytes
+    return f"{now} \N{RIGHTWARDS ARROW} {then} ({'+' * (more > 0)}{bytes_text(more)})"
 
 
 def _paint_propagation(figure: Figure, analysis: Analysis) -> None:
@@ -221,23 +223,26 @@ def _paint_histogram(axes: Axes, histogram: ErrorHistogram) -> None:
     total = sum(histogram.counts) + histogram.outside
     heights = np.array(histogram.counts) / (total * (edges[1] - edges[0]))
     axes.stairs(heights, edges, fill=True, color=_ERRORS, alpha=0.55)
-    points = np.linspace(-histogram.bound, histogram.bound, _CURVE_POINTS)
+    reach = _MARGIN * histogram.bound
+    points = np.linspace(-reach, reach, _CURVE_POINTS)
+    highest = float(heights.max())
     for place, fit in enumerate(histogram.fits):
         _, colour, line = _FITS.get(fit.shape, (None, _ERRORS, ":"))
-        width = 2.0 if place == 0 else 0.9
-        axes.plot(points, density(fit, points), line, color=colour, linewidth=width)
+        curve = density(fit, points)
+        highest = max(highest, float(curve.max()))
+        axes.plot(points, curve, line, color=colour, linewidth=2.0 if place == 0 else 0.9)
     if histogram.fits:
         best = histogram.fits[0]
         text = f"{_shape_name(best.shape)}, {percent_text(best.distance, 1)} off"
         axes.text(0.5, 0.06, text, transform=axes.transAxes, ha="center", fontsize=7.5, color=INK)
-    axes.set_ylim(0, 1.15 * float(heights.max()) or 1.0)
+    axes.set_ylim(0, 1.06 * highest)
+    axes.set_xlim(-reach, reach)
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.tick_params(labelsize=7)
-    axes.set_xlabel(
-        "steps" if histogram.unit == "steps" else "in units of the weight", fontsize=7, labelpad=1
-    )
+    unit = "steps" if histogram.unit == "steps" else "in units of the weight"
+    axes.set_xlabel(unit, fontsize=7, labelpad=1)
 
 
 def _shape_name(shape: str) -> str:

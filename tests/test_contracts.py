@@ -154,6 +154,12 @@ class FewerMacsThanItHas(Liar):
         return after.with_layer(replace(after.by_name[decision.layers[0]], macs=1))
 
 
+class AnotherFormThanItIs(Liar):
+    def predict(self, profile, decision):
+        after = super().predict(profile, decision)
+        return after.with_layer(replace(after.by_name[decision.layers[0]], encoding="codebook"))
+
+
 class OtherShape(Liar):
     def apply(self, model, decision, batches):
         model.module = nn.Sequential(model.module, nn.Linear(4, 3))
@@ -164,6 +170,7 @@ class OtherShape(Liar):
     [
         (SmallerThanItIs, "takes .* bytes, .* were predicted"),
         (FewerMacsThanItHas, "has macs .*, 1 was predicted"),
+        (AnotherFormThanItIs, "has encoding affine, codebook was predicted"),
         (OtherShape, "changed the output shapes"),
     ],
 )

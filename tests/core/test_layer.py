@@ -22,6 +22,10 @@ def test_storage_counts_only_kept_weights() -> None:
     assert layer(density=0.25, weight_bits=8.0).storage_bytes == 8
 
 
+def test_kept_weights_are_counted_where_some_are_removed() -> None:
+    assert (layer().kept, layer(density=0.25).kept, layer(density=7 / 32).kept) == (None, 8, 7)
+
+
 def test_a_tied_layer_stores_nothing() -> None:
     assert layer(tied_to="embedding").storage_bytes == 0
 

@@ -49,7 +49,7 @@ def test_few_values_are_clustered_as_well_as_can_be(seed, entries):
 
 @pytest.mark.parametrize("entries", [4, 8, 16])
 def test_many_values_are_clustered_nearly_as_well_as_can_be(entries):
-    values = drawn(0, 1, 200)
+    values = drawn(0, 1, 100)
     best = least_error(values[0].tolist(), entries)
     assert error(values, centroids(values, torch.ones_like(values), entries)) < 1.05 * best
 

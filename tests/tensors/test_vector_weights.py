@@ -111,8 +111,8 @@ def test_vectors_are_closer_than_single_weights_at_the_same_bits():
 
 @given(seeds)
 def test_what_matters_more_is_closer(seed):
-    w, form = weight(seed, 16, 64), VectorForm(bits=4, dimension=4)
-    importance = torch.where(torch.arange(64) % 4 < 1, 50.0, 0.5)[None]
+    w, form = weight(seed, 16, 32), VectorForm(bits=3, dimension=4)
+    importance = torch.where(torch.arange(32) % 4 < 1, 50.0, 0.5)[None]
     counted, plain = encoded(w, form, importance=importance).decode(), encoded(w, form).decode()
     loss = lambda got: float(((got - w).square() * importance).sum())  # noqa: E731
     assert loss(counted) < loss(plain)

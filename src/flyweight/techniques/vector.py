@@ -38,12 +38,9 @@ class Vector:
     defaults: Mapping[str, Scalar] = {"bits": 8, "dimension": 4, "importance": "uniform", "seed": 0}
 
     def propose(self, profile: ModelProfile) -> Iterable[Decision]:
-        """2 bits a weight, and 3 by importance, for every layer."""
+        """2 bits a weight, by importance, for every layer."""
         for layer in profile.layers:
-            yield Decision(self.name, (layer.name,), self.stage, {})
-            yield Decision(
-                self.name, (layer.name,), self.stage, {"bits": 6, "dimension": 2, "importance": "inputs"}
-            )
+            yield Decision(self.name, (layer.name,), self.stage, {"importance": "inputs"})
 
     def predict(self, profile: ModelProfile, decision: Decision) -> ModelProfile:
         """Raises ValueError for settings out of range."""

@@ -37,7 +37,7 @@ from flyweight.recover.lesson import Lesson
 from flyweight.recover.optimizer import LEARNING_RATES
 from flyweight.recover.quantization import Trainable, finished, trainable
 from flyweight.recover.settings import TrainingSettings
-from flyweight.recover.train import Storage, Trained, Training, train
+from flyweight.recover.train import CHECKPOINT_S, Storage, Trained, Training, train
 from flyweight.settings import DataSettings
 
 HELD_OUT_MOST = 2000  # examples: enough to tell states of a training apart, and no long pause
@@ -56,6 +56,7 @@ class Teaching:
         settings: With at least one epoch.
         seed: Of everything random.
         storage: The file that keeps the state of the training; None keeps none.
+        state_every_s: Seconds between two states that are written.
     """
 
     task: Task
@@ -64,6 +65,7 @@ class Teaching:
     settings: TrainingSettings
     seed: int = 0
     storage: Path | None = None
+    state_every_s: float = CHECKPOINT_S
 
 
 @final
@@ -151,7 +153,7 @@ def recover(
     storage = None
     if teaching.storage is not None:
         run = _fingerprint(plan, student, settings, seed, queries)
-        storage = Storage(teaching.storage, run)
+        storage = Storage(teaching.storage, run, every_s=teaching.state_every_s)
     trained = train(training, storage=storage, progress=progress)
     finished(student)
     check_promises(predicted(plan, profile(original)), profile(student.model))

@@ -218,7 +218,7 @@ class _Loop:
         nn.utils.clip_grad_norm_(self._trained, settings.clip_norm)
         self._optimizer.step()
         self._point = replace(self._point, step=step + 1, seconds=self._seconds())
-        training.after_step(self._done(step + 1))
+        training.after_step(self._done(float(step + 1)))
         before = value if self._shown_loss is None else self._shown_loss
         self._shown_loss = SMOOTHING * before + (1 - SMOOTHING) * value
 

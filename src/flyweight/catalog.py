@@ -13,6 +13,7 @@ CATALOG: dict[Group, dict[str, str]] = {
         "weight_only": "flyweight.techniques.weight_only:WeightOnly",
         "equalization": "flyweight.techniques.equalization:Equalization",
         "smoothing": "flyweight.techniques.smoothing:Smoothing",
+        "rotation": "flyweight.techniques.rotation:Rotation",
         "gptq": "flyweight.techniques.gptq:GPTQ",
         "learned_rounding": "flyweight.techniques.learned_rounding:LearnedRounding",
         "static_int8": "flyweight.techniques.static_int8:StaticInt8",

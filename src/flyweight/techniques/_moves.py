@@ -25,6 +25,7 @@ MOVES: frozenset[Any] = frozenset(
         ATEN.unsqueeze,
         ATEN.squeeze,
         ATEN.expand,
+        ATEN.expand_as,
         ATEN.slice,
         ATEN.select,
         ATEN.narrow,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 
+from flyweight import catalog
 from flyweight.apply import apply
 from flyweight.core.analysis import KL, RELATIVE
 from flyweight.core.layer import CodebookProfile
 from flyweight.core.plan import Decision, Plan, Stage
+from flyweight.errors import UnsupportedError
 from flyweight.measure import trials
 from flyweight.measure.analysis import (
     EXAMPLES,
@@ -26,7 +29,7 @@ from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.planner.candidates import plan_for
 from flyweight.progress import SILENT
-from flyweight.testing.strategies import batches_for, perceptron, residual_network
+from flyweight.testing.strategies import batches_for, perceptron, residual_network, text_network
 
 
 def analysed(model, plan, *, classes=True, batches=None, progress=SILENT):
@@ -150,6 +153,20 @@ def test_a_layer_that_is_called_twice_is_analysed_once():
     inner = found.layers[0]
     alone = analysed(model, weight_only("inner"))
     assert inner.damage == pytest.approx(alone.damage, rel=1e-5)
+
+
+@pytest.mark.parametrize("technique", catalog.names("technique"))
+def test_what_any_technique_makes_can_be_analysed_and_written(technique):
+    model = text_network()
+    try:
+        plan = plan_for(profile(model), technique, {})
+        found = analysed(model, plan)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    if found is not None:
+        json.dumps(asdict(found), allow_nan=False)
+        assert found.damage < 1
+        assert all(layer.errors.output_alone.relative < 1 for layer in found.layers)
 
 
 @pytest.mark.parametrize(

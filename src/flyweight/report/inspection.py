@@ -11,8 +11,8 @@ from rich.text import Text
 
 from flyweight.core.analysis import Analysis, Deviation, ErrorHistogram, LayerLoss
 from flyweight.core.report import Report
-from flyweight.report.loss_summary import NOTHING, conditions, lead, row, unit_text, wider_text
-from flyweight.report.wording import bytes_text, damage_text, percent_text, printable, shortened
+from flyweight.report.loss_summary import NOTHING, conditions, lead, more_text, row, unit_text, wider_text
+from flyweight.report.wording import damage_text, percent_text, printable, shortened
 
 _NAME_LENGTH = 18  # leaves the other columns their width in 80
 _BAR_LENGTH = 5
@@ -105,8 +105,7 @@ def _wider(layer: LayerLoss, unit: str) -> tuple[str, str]:
     """``("8: 6.5e-06", "+288 B")``."""
     if layer.wider is None:
         return NOTHING, ""
-    costs, more = damage_text(layer.wider.damage, unit), layer.wider.more_bytes
-    return f"{layer.wider.bits}: {costs}", f"{'+' * (more > 0)}{bytes_text(more)}"
+    return f"{layer.wider.bits}: {damage_text(layer.wider.damage, unit)}", more_text(layer.wider)
 
 
 def _bar(damage: float | None, most: float) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 
 from flyweight.core.analysis import Analysis, ErrorHistogram, Fit, LayerLoss
 from flyweight.report.figure import INK, draw
-from flyweight.report.wording import bytes_text, damage_text, percent_text, printable, shortened
+from flyweight.report.loss_summary import more_text
+from flyweight.report.wording import damage_text, percent_text, printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,8 +143,7 @@ def _gain_text(layer: LayerLoss, unit: str) -> str:
     if layer.wider is None or layer.wider.damage is None:
         return now
     then = damage_text(layer.wider.damage, unit)
-    more = layer.wider.more_bytes
-    return f"{now} \N{RIGHTWARDS ARROW} {then} ({'+' * (more > 0)}{bytes_text(more)})"
+    return f"{now} \N{RIGHTWARDS ARROW} {then} ({more_text(layer.wider)})"
 
 
 def _paint_propagation(figure: Figure, analysis: Analysis) -> None:

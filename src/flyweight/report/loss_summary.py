@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from flyweight.core.analysis import RELATIVE, Analysis, Deviation, LayerLoss
+from flyweight.core.analysis import RELATIVE, Analysis, Deviation, LayerLoss, Wider
 from flyweight.report.wording import bytes_text, damage_text, percent_text, printable
 
 NOTHING = "\N{EN DASH}"
@@ -18,7 +18,7 @@ class LossRow:
 
     Attributes:
         damage: What it does to the output by itself.
-        wider: The same one width higher, and what that takes.
+        wider: Bits one width higher, what it does then, and the bytes that takes.
     """
 
     name: str
@@ -95,9 +95,21 @@ def row(layer: LayerLoss, unit: str) -> LossRow:
         output_alone=_output(layer.errors.output_alone),
         output=_output(layer.errors.output),
         damage=damage_text(layer.damage, unit),
-        wider=wider_text(layer, unit) or NOTHING,
+        wider=_wider(layer, unit),
         fit=NOTHING if best is None else f"{best.shape.capitalize()}, {percent_text(best.distance, 1)} off",
     )
+
+
+def _wider(layer: LayerLoss, unit: str) -> str:
+    """``"8: 6.5e-06, +288 B"``."""
+    if layer.wider is None:
+        return NOTHING
+    return f"{layer.wider.bits}: {damage_text(layer.wider.damage, unit)}, {more_text(layer.wider)}"
+
+
+def more_text(wider: Wider) -> str:
+    """``"+288 B"``."""
+    return f"{'+' * (wider.more_bytes > 0)}{bytes_text(wider.more_bytes)}"
 
 
 def _output(found: Deviation | None) -> tuple[str, str, str]:
@@ -111,4 +123,4 @@ def _decibels(found: Deviation | None) -> str:
 
 
 def _cosine(found: Deviation | None) -> str:
-    return NOTHING if found is None or found.cosine is None else f"{found.cosine:.5f}"
+    return NOTHING if found is None or found.cosine is None else f"{found.cosine:.4f}"

@@ -220,6 +220,15 @@ def test_channels_that_are_never_used_stay_as_they_are():
     assert all(torch.isfinite(p).all() for p in smoothed(model, batches).module.parameters())
 
 
+def test_a_channel_that_calibration_hardly_saw_keeps_its_range():
+    model = perceptron()
+    (batch,) = batches_for(model, count=1)
+    batch["input"][:, 4] = 1e-9
+    (pair,) = [(s, seen) for s, seen in found_sites(model, [batch]) if "0" in s.reads]
+    factors = smoothquant(*pair, {"0": model.module[0].weight.detach()}, alpha=0.5)
+    assert float(factors[4]) == pytest.approx(float(factors.median()) / LARGEST_FACTOR)
+
+
 def test_factors_of_awq_stay_within_bounds():
     model = with_outliers(llama())
     with torch.no_grad():

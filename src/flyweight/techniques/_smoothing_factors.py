@@ -49,7 +49,11 @@ def smoothquant(
     for name, channel in site.reads.items():
         weight.scatter_reduce_(0, channel, weights[name].double().abs().amax(0), "amax")
     used = (seen.largest > 0) & (weight > 0)
-    return torch.where(used, seen.largest**alpha / weight ** (1 - alpha), 1.0).float()
+    if not bool(used.any()):
+        return torch.ones(site.channels)
+    factors = seen.largest**alpha / weight ** (1 - alpha)
+    middle = factors[used].median()
+    return torch.where(used, factors.clamp(middle / LARGEST_FACTOR, middle * LARGEST_FACTOR), 1.0).float()
 
 
 def awq(

@@ -105,6 +105,29 @@ def test_evaluate_measures_a_model_in_pytorch(command: Command):
     assert printed.splitlines()[0].endswith("on all 120 examples")
 
 
+def test_evaluate_measures_what_a_plan_makes_of_a_model(small: Path, command: Command):
+    given = ("--technique", "weight_only+static_activations", "--bits", "4", "--set", "activation_bits=4")
+    code, printed, errors = command("evaluate", *NET, *given, "--set", "edge_bits=4")
+    assert code == 0, errors
+    assert printed.startswith("top-1 accuracy 0.")
+    assert "runnable nowhere else: no ONNX file holds activations of 4 bits" in " ".join(printed.split())
+    code, printed, errors = command("evaluate", *NET, "--plan", small / "plan.json")
+    assert code == 0, errors
+    assert "measured in PyTorch, not on a file" in printed
+
+
+def test_evaluate_carries_nothing_out_on_an_artifact(small: Path, command: Command):
+    code, _, errors = command("evaluate", small, "--data", "data.npz", "--technique", "weight_only")
+    assert code == 2
+    assert "techniques and training are for models" in " ".join(errors.split())
+
+
+def test_evaluate_goes_on_with_no_training(command: Command):
+    code, _, errors = command("evaluate", *NET, "--epochs", "1", "--resume")
+    assert code == 2
+    assert "evaluate keeps no state of a training" in " ".join(errors.split())
+
+
 def test_evaluate_says_which_examples_were_used_and_which_classes_have_too_few(
     small: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ):
@@ -286,7 +309,7 @@ def test_a_refusal_says_that_the_artifact_that_was_there_stays(command: Command)
 def test_techniques_are_listed_with_what_they_do(command: Command):
     code, printed, _ = command("techniques")
     assert code == 0
-    assert "dynamic_int8  Dynamic W8A8" in printed
+    assert "dynamic_int8 Dynamic W8A8" in " ".join(printed.split())
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from flyweight.core.report import Report
 from flyweight.data.examples import Examples, Splits
 from flyweight.errors import ContractError, InputError, ParityError, UnsupportedError
 from flyweight.model import Model
-from flyweight.pipeline import compress, export, refused_path
+from flyweight.pipeline import compress, evaluate_plan, export, refused_path
+from flyweight.recover.settings import TrainingSettings
 from flyweight.run.artifact import open_artifact, read_manifest
 from flyweight.run.onnxruntime import OnnxRuntime
 from flyweight.settings import Settings
@@ -290,3 +291,42 @@ def test_wrong_settings_are_refused_before_anything_is_measured(
     with pytest.raises(InputError, match=reason):
         run(tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+FEW_BITS = {
+    "techniques": ("weight_only+static_activations",),
+    "technique_settings": {"bits": 4, "activation_bits": 4, "edge_bits": 4},
+}
+
+
+def test_activations_of_few_bits_are_measured_in_pytorch(tmp_path: Path):
+    quality = evaluate_plan(settings(tmp_path / "out", **FEW_BITS), module=network(), splits=SPLITS)
+    assert 0.6 < quality.estimate.value < 1
+    assert quality.examples == len(SPLITS.evaluation)
+    assert "no ONNX file holds activations of 4 bits, and ONNX Runtime has no kernel" in quality.notes[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_activations_of_few_bits_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attempt, "apply", interrupted)
+    with pytest.raises(UnsupportedError, match="reads 4-bit activations, and only PyTorch computes"):
+        run(tmp_path / "out", **FEW_BITS)
+
+
+def test_a_plan_that_a_file_holds_is_measured_in_pytorch_too(tmp_path: Path):
+    quality = evaluate_plan(settings(tmp_path / "out"), module=network(), splits=SPLITS)
+    assert quality.estimate.value > 0.9
+    assert quality.notes == ("measured in PyTorch, not on a file",)
+
+
+def test_a_plan_is_trained_before_it_is_measured(tmp_path: Path):
+    trained = settings(tmp_path / "out", **FEW_BITS, training=TrainingSettings(epochs=1))
+    quality = evaluate_plan(trained, module=network(), splits=SPLITS)
+    assert quality.notes[1].startswith("trained for 1 epochs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_plan_is_measured_at_a_time(tmp_path: Path):
+    both = settings(tmp_path / "out", techniques=("dynamic_int8", "weight_only"))
+    with pytest.raises(InputError, match="got dynamic_int8, weight_only: join techniques of one plan by"):
+        evaluate_plan(both, module=network(), splits=SPLITS)

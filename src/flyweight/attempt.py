@@ -12,7 +12,7 @@ from typing import final
 from torch import Tensor
 
 from flyweight import _atomic
-from flyweight.apply import apply
+from flyweight.apply import apply, predicted
 from flyweight.core.analysis import LayerErrors
 from flyweight.core.layer import FLOAT_BITS, ModelProfile
 from flyweight.core.plan import Plan, Stage
@@ -167,6 +167,8 @@ def analysed(run: Run, tried: Tried) -> Tried:
 
 def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
     """Carry out and export; ``folder`` must not exist."""
+    # what the format cannot hold is refused before any work
+    exporter(run.settings.format).lower(predicted(plan, profile(run.model)))
     with run.progress.stage(f"Applying {name}"):
         model = apply(run.model, plan, run.batches)
     model, training = _trained(run, plan, model, state=f"{folder.name}.safetensors")

@@ -23,6 +23,7 @@ from flyweight.cli_options import (
     Execution,
     Goal,
     Learning,
+    Methods,
     Named,
     NamedOrMade,
     PlanFile,
@@ -132,6 +133,7 @@ def compress(
     source: Source,
     preparation: Preparation,
     goal: Goal,
+    methods: Methods,
     learning: Learning,
     execution: Execution,
     timing: Timing,
@@ -144,7 +146,7 @@ def compress(
 
     Example: flyweight compress net.py:net --weights net.safetensors --data digits.npz -o small
     """
-    groups = (named, source, preparation, goal, learning, execution, timing, destination)
+    groups = (named, source, preparation, goal, methods, learning, execution, timing, destination)
     settings = assembled([g.values() for g in groups], destination.config)
     check_runtime(settings.runtime, (settings.format,))
     from flyweight.pipeline import compress
@@ -194,17 +196,30 @@ def run(folder: _Folder, questions: _Questions, execution: Execution, terminal: 
 @app.command()
 @spread
 def evaluate(
-    named: NamedOrMade, source: Source, preparation: Preparation, execution: Execution, terminal: Terminal
+    named: NamedOrMade,
+    source: Source,
+    preparation: Preparation,
+    methods: Methods,
+    learning: Learning,
+    execution: Execution,
+    terminal: Terminal,
 ) -> int:
     """Measure the quality of an artifact on data, or of a model in PyTorch: MODEL is either.
+
+    With a technique or a plan it is that of what they make of the model, in PyTorch too; nothing is written.
 
     Example: flyweight evaluate small --data test.csv
     """
     from flyweight.evaluate.quality import artifact_quality, is_artifact, model_quality, recorded_settings
 
     path = Path(named.model or "")
+    if learning.resume:
+        raise typer.BadParameter("evaluate keeps no state of a training", param_hint="--resume")
+    made = {key: value for group in (methods, learning) for key, value in group.values().items() if value}
     groups = [g.values() for g in (named, source, preparation, execution)]
     if named.model is not None and is_artifact(path):
+        if made:
+            raise typer.BadParameter(f"{path} is an artifact: techniques and training are for models")
         settings = assembled([recorded_settings(path, task=source.task), *groups, {"out": str(path)}])
         check_runtime(settings.runtime)
         if settings.preprocessing or settings.weights or settings.model_arguments:
@@ -212,10 +227,12 @@ def evaluate(
         with _progress(terminal) as progress:
             quality = artifact_quality(path, settings, progress=progress)
     else:
-        settings = assembled([*groups, {"out": "."}])
+        settings = assembled([*groups, made, {"out": "."}])
         check_name("runtime", settings.runtime)
+        from flyweight.pipeline import evaluate_plan
+
         with _progress(terminal) as progress:
-            quality = model_quality(settings, progress=progress)
+            quality = (evaluate_plan if made else model_quality)(settings, progress=progress)
     _show_quality(quality, terminal)
     return 0
 
@@ -399,6 +416,8 @@ def _show_quality(quality: Quality, terminal: Terminal) -> None:
         listed = ", ".join(f"{name} ({count})" for name, count in quality.few[:FEW_SHOWN])
         more = ", ..." if len(quality.few) > FEW_SHOWN else ""
         _tell(f"  {len(quality.few)} with too few examples to tell: {listed}{more}", terminal)
+    for note in quality.notes:
+        _tell(f"  {note}", terminal)
 
 
 def _chosen_text(quality: Quality) -> str:

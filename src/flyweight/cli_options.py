@@ -200,7 +200,7 @@ class Preparation:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The budget, and the techniques that may be used to meet it."""
+    """The budget."""
 
     max_size: Annotated[
         str | None, typer.Option(help="All files, as 25MB, 300kB, 1.5MiB.", rich_help_panel=_GOAL)
@@ -219,6 +219,17 @@ class Goal:
         str | None,
         typer.Option(help="Of one example, where it can be measured, as 5mJ.", rich_help_panel=_GOAL),
     ] = None
+
+    def values(self) -> dict[str, object]:
+        """What was given, by key."""
+        return _given(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """The techniques that may be used, and their settings."""
+
     techniques: Annotated[
         list[str] | None,
         typer.Option(

@@ -23,6 +23,8 @@ from flyweight.data.load import open_data
 from flyweight.errors import ContractError, InputError, ParityError, UnsupportedError
 from flyweight.evaluate.guarantee import shortfall
 from flyweight.evaluate.guessing import check_better_than_guessing
+from flyweight.evaluate.quality import Quality
+from flyweight.evaluate.reference import reference_quality
 from flyweight.evaluate.statistics import bootstrap
 from flyweight.export.artifact import pack
 from flyweight.export.check import check_parity
@@ -34,6 +36,7 @@ from flyweight.model import Model
 from flyweight.planner.candidates import candidates
 from flyweight.progress import SILENT, Progress
 from flyweight.recover.checkpoint import forget_training
+from flyweight.recover.recover import Teaching, recover
 from flyweight.run.artifact import open_artifact
 from flyweight.settings import Settings
 from flyweight.tasks.open import open_task, settle
@@ -103,6 +106,38 @@ def export(
             check_parity(result, artifact, batches[0])
         _atomic.write_text(folder / "plan.json", plan.to_json())
     return open_artifact(out)
+
+
+def evaluate_plan(
+    settings: Settings,
+    *,
+    module: nn.Module | None = None,
+    splits: Splits | None = None,
+    progress: Progress = SILENT,
+) -> Quality:
+    """Quality in PyTorch of what one plan, with training if asked for, makes of the model; writes nothing.
+
+    Also of what no file holds, as activations of few bits are; the notes say so.
+
+    Raises:
+        As `compress`; InputError also where there is not one plan.
+    """
+    task, data, model = _open(settings, module=module, splits=splits, progress=progress)
+    plans = _plans(settings, model)
+    if len(plans) != 1:
+        names = ", ".join(name for name, _ in plans)
+        raise InputError(f"one plan can be evaluated, got {names}: join techniques of one plan by +")
+    ((name, plan),) = plans
+    batches = calibration_batches(model, task, data)
+    with progress.stage(f"Applying {name}"):
+        result = apply(model, plan, batches)
+    told: tuple[str, ...] = ()
+    if settings.training.epochs:
+        seed = settings.data_settings.seed
+        teaching = Teaching(task=task, splits=data, batches=batches, settings=settings.training, seed=seed)
+        recovered = recover(model, result, plan, teaching, progress=progress)
+        result, told = recovered.model, recovered.sentences(task.metric_name)
+    return reference_quality(result, task, data, threads=settings.threads, told=told, progress=progress)
 
 
 def refused_path(out: Path) -> Path:

@@ -313,7 +313,7 @@ def test_fewer_than_eight_bits_are_not_exported(tmp_path):
     model = perceptron()
     result = rounded(model, activations(model, activation_bits=4))
     with pytest.raises(
-        UnsupportedError, match=r"layer '2' reads 4-bit activations.*flyweight evaluate --plan"
+        UnsupportedError, match=r"layer '2' reads 4-bit activations.* with flyweight evaluate"
     ):
         OnnxExporter().export(result, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

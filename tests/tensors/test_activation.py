@@ -143,42 +143,6 @@ def test_quantizers_of_other_widths_are_refused(bits):
             make()
 
 
-def test_learned_scale_starts_with_the_same_values():
-    x = CASES["normal"]
-    quantizer = StaticQuantizer(0.3, 3, 3)
-    before = quantizer(x)
-    (scale,) = quantizer.learn_grid()
-    assert scale.requires_grad
-    torch.testing.assert_close(quantizer(x), before, rtol=0, atol=1e-6)
-    quantizer.fix_grid()
-    assert torch.equal(quantizer(x), before)
-    assert not list(quantizer.parameters())
-
-
-def test_gradient_of_a_learned_scale_is_that_of_the_source():
-    """Esser et al. 2020, equation 3: round(v) - v within the range, the end of the range beyond it."""
-    x = torch.tensor([[0.3, 1.1, -5.0, 9.0]], requires_grad=True)
-    quantizer = StaticQuantizer(0.5, 2, 3)  # codes 0..7 stand for -1.0 to 2.5
-    (scale,) = quantizer.learn_grid()
-    quantizer(x).sum().backward()
-    per_value = [1 - 0.6, 2 - 2.2, -2.0, 5.0]
-    assert float(scale.grad) == pytest.approx(sum(per_value) / (4 * 7) ** 0.5, rel=1e-5)
-    assert x.grad.tolist() == [[1, 1, 0, 0]]
-
-
-def test_learned_scale_reduces_the_error():
-    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    quantizer = StaticQuantizer(1.0, 4, 3)
-    before = float((quantizer(x) - x).square().mean())
-    optimizer = torch.optim.Adam(quantizer.learn_grid(), lr=0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        (quantizer(x) - x).square().mean().backward()
-        optimizer.step()
-    quantizer.fix_grid()
-    assert float((quantizer(x) - x).square().mean()) < before / 1.5
-
-
 @pytest.mark.parametrize(
     "quantizer", [StaticQuantizer(0.1, 128), DynamicQuantizer("tensor"), DynamicQuantizer("token")]
 )

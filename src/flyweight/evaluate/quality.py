@@ -47,6 +47,7 @@ class Quality:
         examples: Evaluation examples.
         of: Examples they were chosen from.
         chosen: Why these, ``"held out when it was made"``; empty where all were taken.
+        notes: What else to know of what was measured.
     """
 
     metric: str
@@ -56,11 +57,12 @@ class Quality:
     examples: int
     of: int
     chosen: str
+    notes: tuple[str, ...] = ()
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Chosen:
+class Chosen:
     """A settled task and its data; the rest as in `Quality`."""
 
     task: Task
@@ -124,7 +126,7 @@ def artifact_quality(path: Path, settings: Settings, *, progress: Progress = SIL
     scores = evaluate(
         session, preprocessing, chosen.task, splits, batch_size=examples_a_call(manifest), progress=progress
     )
-    return _quality(scores, chosen, splits)
+    return quality_of(scores, chosen, splits)
 
 
 def model_quality(settings: Settings, *, progress: Progress = SILENT) -> Quality:
@@ -144,10 +146,10 @@ def model_quality(settings: Settings, *, progress: Progress = SILENT) -> Quality
         raise InputError(f"model {settings.model} has no preprocessing, so raw data cannot be given to it")
     session = open_runtime(PYTORCH, "module").load(opened.model, settings.threads)
     scores = evaluate(session, opened.model.preprocessing, chosen.task, opened.splits, progress=progress)
-    return _quality(scores, chosen, opened.splits)
+    return quality_of(scores, chosen, opened.splits)
 
 
-def _task_and_data(settings: Settings, *, made_with: Mapping[str, object]) -> _Chosen:
+def _task_and_data(settings: Settings, *, made_with: Mapping[str, object]) -> Chosen:
     """The task, and the data with those examples for evaluation that quality is to be measured on."""
     task, data = open_task(settings.task, settings.task_settings), settings.data_settings
     unlimited = replace(data, evaluation_size=None)
@@ -167,14 +169,22 @@ def _task_and_data(settings: Settings, *, made_with: Mapping[str, object]) -> _C
     limited = with_sizes(splits, data)
     if len(limited.evaluation) < len(splits.evaluation):
         reasons.append(f"at most {data.evaluation_size} asked for")
-    return _Chosen(task=settled, splits=limited, of=of, chosen=", ".join(reasons))
+    return Chosen(task=settled, splits=limited, of=of, chosen=", ".join(reasons))
 
 
 def _is_same(recorded: str, given: str) -> bool:
     return recorded == given or Path(recorded).resolve() == Path(given).resolve()
 
 
-def _quality(scores: Scores, chosen: _Chosen, splits: Splits) -> Quality:
+def quality_of(scores: Scores, chosen: Chosen, splits: Splits, notes: tuple[str, ...] = ()) -> Quality:
+    """The metric of the scores, and its value on each slice.
+
+    Args:
+        scores: Of the evaluation split.
+        chosen: What was evaluated, and why.
+        splits: In the model's order of classes.
+        notes: See `Quality`.
+    """
     task, examples = chosen.task, splits.evaluation
     parts = slices(task, scores, scores, examples)
     shown = {part.name for part in parts}
@@ -190,4 +200,5 @@ def _quality(scores: Scores, chosen: _Chosen, splits: Splits) -> Quality:
         examples=len(scores),
         of=chosen.of,
         chosen=chosen.chosen,
+        notes=notes,
     )

@@ -20,7 +20,7 @@ from flyweight import _atomic
 from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile
 from flyweight.errors import UnsupportedError
 from flyweight.export.onnx_graph import clean
-from flyweight.export.onnx_layers import CODES, to_export_form
+from flyweight.export.onnx_layers import CODES, check_activation_bits, to_export_form
 from flyweight.export.onnx_ops import OPSET, translations
 from flyweight.measure.graph import TRACING_FAILURES, check_axes, doubled, dynamic_shapes, quiet_tracer
 from flyweight.model import Model, copied
@@ -51,7 +51,12 @@ class OnnxExporter:
         """Dense codes of 4 or 8 bits, float32 scales; the format keeps neither sparsity nor other widths.
 
         A weight that two layers share is stored once only if both store it in the same form.
+
+        Raises:
+            UnsupportedError: A layer reads activations of fewer than 8 bits.
         """
+        for layer in profile.layers:
+            check_activation_bits(layer.name, layer.activation_bits)
         layers = tuple(
             _lowered(layer if _shared(layer, profile) else replace(layer, tied_to=None))
             for layer in profile.layers

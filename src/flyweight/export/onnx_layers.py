@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from flyweight.errors import UnsupportedError
 from flyweight.export import onnx_ops
-from flyweight.tensors.activation import ChannelQuantizer, DynamicQuantizer, StaticQuantizer
+from flyweight.tensors.activation import INTEGER_BITS, ChannelQuantizer, DynamicQuantizer, StaticQuantizer
 from flyweight.tensors.affine import AffineWeight, fits_half
 from flyweight.tensors.encoded import EncodedLayer, compute, encoded_layers, exchange
 
-ONNX_ACTIVATION_BITS = 8
 CODES = "codes"  # buffers of this name hold codes; the file gives them the width the form asks for
 
 
@@ -24,7 +23,9 @@ def to_export_form(root: nn.Module) -> None:
         UnsupportedError: A stored form has no ONNX counterpart.
     """
     for name, layer in list(encoded_layers(root)):
-        _check_activation_bits(name, layer)
+        quantizer = layer.input_quantizer
+        bits = quantizer.bits if isinstance(quantizer, DynamicQuantizer) else layer.input_bits
+        check_activation_bits(name, bits)
         made = _export_layer(name, layer)
         for setting in set(type(layer.layer).__constants__) - set(dir(made)):
             setattr(made, setting, getattr(layer.layer, setting))  # the model's code may read it
@@ -34,14 +35,12 @@ def to_export_form(root: nn.Module) -> None:
             exchange(root, module, _ExportQuantizer(module))
 
 
-def _check_activation_bits(name: str, layer: EncodedLayer) -> None:
-    quantizer = layer.input_quantizer
-    bits = quantizer.bits if isinstance(quantizer, DynamicQuantizer) else layer.input_bits
-    if bits != ONNX_ACTIVATION_BITS:
+def check_activation_bits(name: str, bits: int) -> None:
+    """Raise UnsupportedError for a layer that reads fewer bits than integer kernels do."""
+    if bits < INTEGER_BITS:
         raise UnsupportedError(
             f"layer {name!r} reads {bits}-bit activations, and only PyTorch computes with fewer than "
-            f"{ONNX_ACTIVATION_BITS}: leave them at {ONNX_ACTIVATION_BITS}, or measure the plan with "
-            "flyweight evaluate --plan"
+            f"{INTEGER_BITS}: leave them at {INTEGER_BITS}, or measure the plan with flyweight evaluate"
         )
 
 

@@ -18,9 +18,9 @@ from typing import Any, final
 from torch import Tensor, fx, nn
 
 from flyweight.measure.graph import ATEN, module_of
-from flyweight.tensors.activation import StaticQuantizer
+from flyweight.tensors.activation import INTEGER_BITS, StaticQuantizer
 
-JOINT_BITS = 8  # of what additions, pools and layers outside the plan read
+JOINT_BITS = INTEGER_BITS  # of what additions, pools and layers outside the plan read
 
 # fused into the operator before them, from 0 on: the value is rounded after, not before
 _ACTIVATIONS: frozenset[Any] = frozenset(

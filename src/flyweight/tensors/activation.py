@@ -4,13 +4,11 @@ At 8 bits both compute exactly what ONNX's QuantizeLinear and DynamicQuantizeLin
 PyTorch reference and the exported file round the same values in the same way; fewer bits are for PyTorch
 alone. Gradients pass straight through the rounding.
 
-Source: Jacob et al. 2017, arXiv:1712.05877, section 2.1; Esser et al. 2020, arXiv:1902.08153, section 2 (step
-sizes learned by gradient).
+Source: Jacob et al. 2017, arXiv:1712.05877, section 2.1.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal, final, get_args
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 ActivationGranularity = Literal["tensor", "token"]
 ACTIVATION_GRANULARITIES: tuple[str, ...] = get_args(ActivationGranularity)
 ACTIVATION_BITS = range(2, 9)
+INTEGER_BITS = 8  # that integer kernels read, and files hold; fewer are for PyTorch alone
 UINT8_HIGHEST = 255
 # Symmetric codes kept unsigned: the integer kernels are fastest on u8 activations and s8 weights.
 TOKEN_ZERO_POINT = 128
@@ -66,33 +65,9 @@ class StaticQuantizer(nn.Module):
 
     def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """``x`` as the codes represent it."""
-        if isinstance(self.scale, nn.Parameter):
-            return self._learning(x)
         zero_point = self.zero_point.float()
         codes = ((x / self.scale).round() + zero_point).clamp(0, highest_code(self.bits))
         return straight_through(x, (codes - zero_point) * self.scale)
-
-    def learn_grid(self) -> tuple[nn.Parameter, ...]:
-        """Make the scale a parameter, and return it; values beyond the range then have no gradient."""
-        scale = self.scale.clone()
-        del self.scale
-        self.scale = nn.Parameter(scale)
-        return (self.scale,)
-
-    def fix_grid(self) -> None:
-        """Keep the scale as it was learned."""
-        scale = self.scale.detach().clamp_min(torch.finfo(torch.float32).tiny)
-        del self.scale
-        self.register_buffer("scale", scale)
-
-    def _learning(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
-        highest, zero_point = highest_code(self.bits), self.zero_point.float()
-        damping = 1 / math.sqrt(max(x[0].numel(), 1) * highest)  # one scale gathers the gradients of all
-        scale = self.scale.clamp_min(torch.finfo(torch.float32).tiny)
-        scale = scale * damping + (scale * (1 - damping)).detach()
-        steps = x / scale
-        codes = straight_through(steps, steps.round()) + zero_point
-        return (codes.clamp(0, highest) - zero_point) * scale
 
 
 @final

@@ -20,7 +20,7 @@ demo: .venv/installed  ## compress and run a small model, with nothing but this 
 
 test: lint types  ## everything a change has to pass
 	@echo "== tests"
-	@$(PYTEST) -n 2
+	@$(PYTEST) -n 2 --dist loadgroup
 
 lint: .venv/installed-test
 	@echo "== style"

@@ -13,7 +13,7 @@ Each check returns nothing, or raises AssertionError with a sentence::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import final
@@ -85,20 +85,29 @@ class Case:
         return None
 
 
-def cases(technique: str) -> list[Case]:
-    """One for each network and each setting the technique proposes, on all layers it proposes that for."""
+def cases(technique: str, settings: Mapping[str, Scalar] | None = None) -> list[Case]:
+    """One for each network and each setting the technique proposes, on all layers it proposes that for.
+
+    Args:
+        technique: Its name in the catalog.
+        settings: Added to those proposed, to make a long search or training short.
+    """
     found = []
     for network, make in NETWORKS.items():
         known = profile(make())
-        groups = _by_settings(catalog.get("technique", technique)(), known)
+        groups = _by_settings(catalog.get("technique", technique)(), known, settings or {})
         found += [Case(technique, network, Plan(known.model, tuple(group))) for group in groups]
     return found
 
 
-def _by_settings(technique: Technique, known: ModelProfile) -> Iterator[list[Decision]]:
+def _by_settings(
+    technique: Technique, known: ModelProfile, settings: Mapping[str, Scalar]
+) -> Iterator[list[Decision]]:
     groups: dict[tuple[tuple[str, Scalar], ...], list[Decision]] = {}
     for decision in technique.propose(known):
-        groups.setdefault(tuple(sorted(decision.settings.items())), []).append(decision)
+        same = tuple(sorted(decision.settings.items()))
+        group = replace(decision, settings={**decision.settings, **settings})
+        groups.setdefault(same, []).append(group)
     yield from groups.values()
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from flyweight.measure.profile import parameter_count, profile
 from flyweight.model import Model
-from flyweight.tensors.affine_encoder import AffineEncoder
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.affine import AffineForm
+from flyweight.tensors.affine_encoder import AffineEncoder
 from flyweight.tensors.encoded import attach
 from flyweight.testing.strategies import residual_network, text_network
 

@@ -35,6 +35,7 @@ from flyweight.cli_options import (
     check_name,
     check_runtime,
 )
+from flyweight.cli_stream import Streamed, settings_of, summary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -340,6 +341,26 @@ def demo(folder: _DemoFolder, terminal: Terminal) -> int:
     if terminal.json:
         _show_report(report, terminal)
     return 0 if report.verdict.shipped else _refused(report, folder.out)
+
+
+@app.command()
+@spread
+def stream(options: Streamed, terminal: Terminal) -> int:
+    """Quantize the weights of a model that does not fit into memory, block by block, from its files.
+
+    A run that was killed goes on at the first block that is not written when it is repeated.
+
+    Example: flyweight stream net.py:make --weights net/ --data tokens.npz --bits 4 --group-size 32 -o small
+    """
+    from flyweight.streaming import stream
+
+    settings = settings_of(options)
+    with _progress(terminal) as progress:
+        manifest = stream(settings, progress=progress)
+    if terminal.json:
+        _print(json.dumps(asdict(manifest), indent=1))
+    _tell(summary(manifest, settings.out), terminal)
+    return 0
 
 
 @app.command()

@@ -44,7 +44,7 @@ def memory_cap(nbytes: float | None, flag: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, FlyweightError) as error:
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS):
+        if _is_shortage(error):
             raise InputError(
                 f"{nbytes / 1e6:.0f} MB of memory ({flag}) do not suffice: a block and, layer by layer, the "
                 "second moments of its inputs must fit in; give more, or a smaller --batch-size"
@@ -52,3 +52,12 @@ def memory_cap(nbytes: float | None, flag: str) -> Iterator[None]:
         raise
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _is_shortage(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is of memory that was not given."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

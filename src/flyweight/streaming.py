@@ -7,7 +7,9 @@ that was killed goes on at the first block that is not written whole.
 
 from __future__ import annotations
 
+import gc
 import inspect
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,7 +141,11 @@ def stream(
         with kept_folder(settings.out, overwrite=settings.overwrite) as folder:
             journal = open_journal(folder, request, restart=settings.overwrite)
             work = _Work(settings, source, blocks, technique, keep, folder)
-            _quantize_blocks(work, journal, batches, progress)
+            try:
+                _quantize_blocks(work, journal, batches, progress)
+            finally:
+                if not journal.done:
+                    shutil.rmtree(folder)
             with progress.stage("Writing what is outside of the blocks"):
                 manifest = _finish(work, journal)
     return manifest
@@ -217,6 +223,7 @@ def _quantize_blocks(work: _Work, journal: Journal, batches: Batches, progress: 
             journal.add(work.shard(index).name, _quantize(work, index, streams))
         if streams is not None and not last:
             ours, floats = streams.advanced(), next_floats
+        gc.collect()  # traced graphs refer to themselves: without it the weights of a few blocks pile up
 
 
 def _route(work: _Work, batches: Batches) -> Route:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.load.tensor_files import TensorFiles
@@ -21,19 +23,32 @@ COUNTER = "num_batches_tracked"  # of batch norms; plays no part in inference
 def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
     """What ``make`` returns, in eval mode: parameters on the device "meta", without data; buffers as made.
 
+    Memory that is only laid out (``torch.empty``, as layers do for their weights) is not taken at all.
     Meanwhile no other thread may make modules with weights.
     """
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:
+        if parameter is None or (parameter.is_meta and not parameter.requires_grad):
             return None
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
-    hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]  # what it returns is used
+    hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]  # may return
     try:
-        return make().eval()
+        with _EmptyOnMeta():
+            return make().eval()
     finally:
         hook.remove()
+
+
+@final
+class _EmptyOnMeta(TorchFunctionMode):
+    """Makes ``torch.empty`` lay out nothing. Freed at once, it would still leave the heap in pieces."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty and given.get("device") is None:
+            given["device"] = "meta"
+        return func(*args, **given)
 
 
 @final
@@ -147,6 +162,11 @@ def streamed(module: nn.Module, files: TensorFiles, source: str) -> Streamed:
             "let the factory make layers, and leave their weights to --weights"
         )
     result = Streamed(module, files)
+    lost = [n for n, b in module.named_buffers() if b.is_meta and n not in files.tensors]
+    if lost:
+        raise UnsupportedError(
+            f"buffer {lost[0]!r} is made by torch.empty, and {source} lacks it: make it by torch.zeros"
+        )
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     given = {name: stored.shape for name, stored in files.tensors.items()}
     wanted = [name for name in own if not name.endswith(COUNTER)]

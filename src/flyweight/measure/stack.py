@@ -124,9 +124,10 @@ def route(
     """How calibration batches pass through the stack.
 
     Args:
-        module: All of it that runs before the last block has its weights, but for the blocks.
+        module: All of it that runs before the last block has its weights, but for the blocks; none of them
+            asks for gradients, which tell here what depends on blocks.
         blocks: Paths of the blocks.
-        first: The first block, with its weights.
+        first: A copy of the first block, with its weights.
         batches: At least one; root inputs by name.
         keep: For the values that go past the blocks.
 
@@ -205,7 +206,7 @@ class _Recorder:
         if not isinstance(leaf, Tensor):
             if not isinstance(leaf, LITERALS):
                 raise UnsupportedError(
-                    f"{where} is called with a {type(leaf).__name__}, which is no tensor or number: switch "
+                    f"{where} is called with a value of type {type(leaf).__name__}, no tensor: switch "
                     "it off where the model is made (a cache of keys and values by use_cache=False)"
                 )
             return leaf

@@ -24,7 +24,6 @@ from flyweight.errors import ContractError, InputError, ParityError, Unsupported
 from flyweight.evaluate.guarantee import shortfall
 from flyweight.evaluate.guessing import check_better_than_guessing
 from flyweight.evaluate.quality import Quality
-from flyweight.evaluate.reference import reference_quality
 from flyweight.evaluate.statistics import bootstrap
 from flyweight.export.artifact import pack
 from flyweight.export.check import check_parity
@@ -32,6 +31,7 @@ from flyweight.load.open import open_model
 from flyweight.load.source import check_model_source
 from flyweight.measure.calibrate import calibration_batches
 from flyweight.measure.profile import profile
+from flyweight.measure.reference import reference_quality
 from flyweight.model import Model
 from flyweight.planner.candidates import candidates
 from flyweight.progress import SILENT, Progress

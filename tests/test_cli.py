@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from flyweight import pipeline
 from flyweight.cli import app
 from flyweight.cli_reference import page
 from flyweight.core.cost import Budget
+from flyweight.recover.settings import TrainingSettings
 from flyweight.run.artifact import read_manifest, write_manifest
 from flyweight.run.manifest import TensorSpec
 from flyweight.settings import DEFAULT_CALIBRATION_SIZE, DEFAULT_SECONDS, DataSettings, Settings
@@ -394,6 +395,8 @@ def test_every_setting_has_a_flag(command: Command):
     named = {"technique_settings": "--set", "techniques": "--technique", "inputs": "--input-column"}
     named |= {"model": "MODEL", "target": "--target-column", "slices": "--slice", "task_settings": "--top-k"}
     named |= {"model_arguments": "--model-arg", "preprocessing": "--preprocess"}
+    rarely = {field.name for field in fields(TrainingSettings)} - {"epochs", "learning_rate", "train_seconds"}
+    named |= dict.fromkeys(rarely, "--training")
     keys = set(Settings(model="m", data="d", out="o").to_dict()) - {"format"}  # there is one format
     assert [key for key in keys if named.get(key, f"--{key.replace('_', '-')}") not in shown] == []
 

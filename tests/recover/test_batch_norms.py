@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from flyweight.recover.batch_norms import normalised, put_back, take_out, with_factors
+from flyweight.recover.batch_norms import normalised, put_back, take_out
+from flyweight.recover.grids import with_factors
 from flyweight.tensors.affine import AffineForm, encode_affine
 from flyweight.tensors.binary import BinaryForm, encode_binary
 from flyweight.tensors.codebook import CodebookForm, encode_codebook, fit_table

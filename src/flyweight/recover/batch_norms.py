@@ -2,18 +2,20 @@
 
 `flyweight.apply` folds batch norms before it quantizes. To train with them, each layer that had one gets a
 norm that changes nothing at first, as it undoes the statistics of what the layer puts out. Afterwards each
-channel's factor moves into the scale of the channel's codes, and the codes stay: what is stored has the form
-it had. A negative factor turns the signs of the codes, or, around another zero point, reverses their order.
+channel's factor moves into the scale of the channel's codes: what is stored has the form it had.
 
-Source: Jacob et al. 2017, arXiv:1712.05877, section 3.2 (folding); Nagel et al. 2021, arXiv:2106.08295,
-section 5.2.1 (factors left to the scales of channels).
+A norm makes the length of its layer's rows immaterial to what is computed, but not to how fast they learn. So
+rows are brought to length 1, or those that folding made short would change their codes too readily, and long
+ones hardly ever.
+
+Source: Jacob et al. 2017, arXiv:1712.05877, section 3.2 (folding); Salimans and Kingma 2016,
+arXiv:1602.07868, section 2 (lengths and learning).
 Differs: weights are rounded as they are, not as they will be folded: rounding never sees the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -22,15 +24,13 @@ from torch import Tensor, fx, nn
 
 from flyweight.measure.graph import capture, has_batch_norm, normalised_layer
 from flyweight.model import Model
-from flyweight.tensors.affine import AffineWeight
-from flyweight.tensors.binary import BinaryWeight
-from flyweight.tensors.codebook import CodebookWeight
-from flyweight.tensors.encoded import EncodedLayer, EncodedWeight
-from flyweight.tensors.plain import PlainWeight
+from flyweight.recover.grids import multiply_rows, with_factors
+from flyweight.tensors.encoded import EncodedLayer
 
 SUFFIX = "_trained_norm"
 _AXES: Mapping[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4}  # of what they put out
 LEAST_FACTOR = 1e-12  # of a channel: scales have to stay above 0
+LEAST_LENGTH = 1e-12  # of a row that is brought to length 1
 
 
 def normalised(model: Model) -> frozenset[str]:
@@ -51,7 +51,7 @@ def put_back(
 ) -> dict[str, nn.Module]:
     """Insert a norm after each named layer that can take its factors later, in place; the norms, by layer.
 
-    The model computes what it computed before.
+    The model computes what it computed before; the layers are thawed.
 
     Args:
         graph: With encoded layers.
@@ -68,7 +68,8 @@ def put_back(
     inserted: dict[str, nn.Module] = {}
     for node in chosen:
         layer = str(node.target)
-        inserted[layer] = _norm(*statistics[layer], axes=node.meta["val"].dim())
+        factors = _to_unit_rows(graph.get_submodule(layer))
+        inserted[layer] = _norm(*statistics[layer], factors, axes=node.meta["val"].dim())
         name = layer.replace(".", "_") + SUFFIX
         graph.add_submodule(name, inserted[layer])
         with graph.graph.inserting_after(node):
@@ -103,40 +104,15 @@ def take_out(graph: fx.GraphModule, norms: Mapping[str, nn.Module]) -> dict[str,
     return factors
 
 
-def with_factors(stored: EncodedWeight, factors: Float[Tensor, " rows"]) -> EncodedWeight:
-    """The encoding of ``factors[:, None] * weight`` with the same codes, but for their signs.
-
-    Raises:
-        TypeError: The form has no scale a row.
-    """
-    column, sign = factors.abs()[:, None], torch.where(factors < 0, -1, 1)[:, None]
-    if isinstance(stored, AffineWeight) and stored.form.granularity != "tensor":
-        if stored.zero_point is None:
-            codes, zero = stored.codes * sign.to(stored.codes.dtype), None
-        else:
-            ends = stored.form.grid.lowest + stored.form.grid.highest
-            codes = torch.where(sign < 0, ends - stored.codes, stored.codes)
-            zero = torch.where(sign < 0, ends - stored.zero_point, stored.zero_point)
-        return replace(stored, codes=codes, zero_point=zero, scale=stored.scale * column)
-    if isinstance(stored, BinaryWeight) and stored.form.scaled:
-        signs = stored.signs * sign.to(stored.signs.dtype)
-        return replace(stored, signs=signs, scale=stored.scale * column)
-    if isinstance(stored, CodebookWeight) and stored.form.granularity == "channel":
-        last = stored.table.shape[1] - 1  # tables stay in ascending order
-        codes = torch.where(sign < 0, last - stored.codes, stored.codes).to(stored.codes.dtype)
-        table = torch.where(sign < 0, stored.table.flip(1), stored.table) * factors[:, None]
-        return replace(stored, codes=codes, table=table)
-    if isinstance(stored, PlainWeight):
-        return PlainWeight(stored.weight * factors.reshape(-1, *[1] * (stored.weight.dim() - 1)))
-    raise TypeError(f"{type(stored).__name__} of this form has no scale a row")
-
-
 def _takes_factors(graph: fx.GraphModule, node: fx.Node) -> bool:
     layer, axes = graph.get_submodule(str(node.target)), node.meta["val"].dim()
     if not isinstance(layer, EncodedLayer) or axes != _AXES.get(type(layer.layer)):
         return False
+    weight = layer.layer.weight
+    if sum(p is weight for _, p in graph.named_parameters(remove_duplicate=False)) > 1:
+        return False  # another layer has it too
     try:
-        with_factors(layer.encoding(), torch.ones(len(layer.layer.weight)))
+        with_factors(layer.encoding(), torch.ones(len(weight)))
     except TypeError:
         return False
     return True
@@ -152,14 +128,28 @@ def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _norm(mean: Tensor, variance: Tensor, *, axes: int) -> nn.Module:
-    """A batch norm that changes nothing as long as it normalises by these statistics."""
-    norm = (nn.BatchNorm2d if axes == 4 else nn.BatchNorm1d)(len(mean)).eval()
+def _to_unit_rows(layer: nn.Module) -> Tensor:
+    """Bring each row of a layer to length 1, its bias with it, in place; the factors. Rows of 0 stay."""
+    assert isinstance(layer, EncodedLayer)
+    lengths = layer.layer.weight.flatten(1).norm(dim=1)
+    factors = torch.where(lengths > LEAST_LENGTH, 1 / lengths, torch.ones_like(lengths))
+    multiply_rows(layer, factors)
+    assert not isinstance(layer.layer, nn.Embedding)
+    if layer.layer.bias is not None:
+        layer.layer.bias.mul_(factors)
+    return factors
+
+
+@torch.no_grad()
+def _norm(mean: Tensor, variance: Tensor, factors: Tensor, *, axes: int) -> nn.Module:
+    """A batch norm that undoes ``factors`` as long as it normalises by these statistics times them."""
+    kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+    norm = kinds[axes](len(mean)).eval()
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.weight.copy_((variance + norm.eps).sqrt())
+    norm.running_mean.copy_(mean * factors)
+    norm.running_var.copy_(variance * factors.square())
+    norm.weight.copy_((norm.running_var + norm.eps).sqrt() / factors)
     norm.bias.copy_(mean)
     return norm
 

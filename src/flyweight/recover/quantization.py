@@ -10,7 +10,7 @@ arXiv:2407.11062, section 3.3.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from flyweight.measure.error import input_quantizers
 from flyweight.model import Model
-from flyweight.recover.batch_norms import put_back, take_out, with_factors
+from flyweight.recover.batch_norms import put_back, take_out
+from flyweight.recover.grids import keep, multiply_rows, replace_last
 from flyweight.recover.kept_codes import KeptCodes
 from flyweight.recover.optimizer import ParameterGroup
 from flyweight.recover.settings import TrainingSettings
@@ -27,7 +28,7 @@ from flyweight.tensors.activation import StaticQuantizer
 from flyweight.tensors.affine import AffineWeight
 from flyweight.tensors.affine_encoder import AffineEncoder
 from flyweight.tensors.binary import BinaryEncoder, BinaryWeight
-from flyweight.tensors.codebook import CodebookEncoder, CodebookWeight
+from flyweight.tensors.codebook import CodebookWeight
 from flyweight.tensors.encoded import (
     EncodedLayer,
     EncodedWeight,
@@ -118,11 +119,10 @@ def finished(trained: Trainable) -> None:
         factors = take_out(module, trained.norms)
         _fix_steps(module)
     for name, layer in encoded_layers(module):
-        stored = layer.encoding()
         if name in factors:
-            _scale_rows(layer, factors[name])
-            stored = with_factors(stored, factors[name])
-        _keep(layer, stored)
+            multiply_rows(layer, factors[name])
+        else:
+            keep(layer, layer.encoding())
     for name in trained.integer_biases:
         layer = _layer(module, name)
         layer.integer_bias = True
@@ -146,11 +146,6 @@ def _before_last(layer: EncodedLayer) -> EncodedWeight | None:
     return result
 
 
-def _replace_last(layer: EncodedLayer, encoder: Encoder) -> None:
-    layer.encoders = layer.encoders[:-1]
-    layer.add_encoder(encoder)
-
-
 def _learn_grids(module: nn.Module) -> list[nn.Parameter]:
     """Thaw, with grids that are learned where encoders can; layers that share a weight share its grid."""
     thaw(module)
@@ -162,7 +157,7 @@ def _learn_grids(module: nn.Module) -> list[nn.Parameter]:
             continue
         key = id(layer.layer.weight), repr(getattr(encoder, "form", None))
         if key in learned:
-            _replace_last(layer, learned[key])
+            replace_last(layer, learned[key])
             continue
         parameters += encoder.learn_grid(layer.layer.weight.detach(), _before_last(layer))
         learned[key] = encoder
@@ -179,7 +174,7 @@ def _keep_codes(module: nn.Module) -> list[nn.Parameter]:
         if isinstance(stored, BinaryWeight) and not stored.form.scaled:
             continue
         encoder = kept.setdefault(id(layer.layer.weight), KeptCodes(stored))
-        _replace_last(layer, encoder)
+        replace_last(layer, encoder)
         layer.frozen = None
     return [p for encoder in kept.values() for p in encoder.parameters()]
 
@@ -216,43 +211,6 @@ def _own_group(what: str, parameter: nn.Parameter, *, relative: bool) -> Paramet
     """A group of one parameter, moved by parts of its own size if ``relative``."""
     size = float(parameter.detach().abs().mean()) if relative else 1.0
     return ParameterGroup(what=what, parameters=(parameter,), rate=size or 1.0)
-
-
-def _scale_rows(layer: EncodedLayer, factors: Tensor) -> None:
-    weight = layer.layer.weight
-    weight.copy_(weight * factors.reshape(-1, *[1] * (weight.dim() - 1)))
-
-
-def _keep(layer: EncodedLayer, stored: EncodedWeight) -> None:
-    """Give the layer an encoder that keeps its grid, and a weight that it encodes to ``stored``, in place."""
-    last = layer.encoders[-1]
-    if isinstance(stored, AffineWeight):
-        stored = _storable(stored, last)
-        mask = None if stored.mask is None else stored.mask.reshape(stored.shape)
-        _replace_last(
-            layer,
-            AffineEncoder(stored.form, scale=stored.scale, zero_point=stored.zero_point, mask=mask),
-        )
-    elif isinstance(stored, BinaryWeight) and stored.form.scaled:
-        encoder = BinaryEncoder(stored.form)
-        encoder.scale = stored.scale
-        _replace_last(layer, encoder)
-    elif isinstance(stored, CodebookWeight):
-        _replace_last(layer, CodebookEncoder(stored.form, stored.table))
-    layer.frozen = None
-    weight, wanted = layer.layer.weight, stored.decode()
-    moved = layer.encoding().decode() != wanted
-    weight.copy_(torch.where(moved, wanted.to(weight.dtype), weight))
-
-
-def _storable(stored: AffineWeight, encoder: Encoder) -> AffineWeight:
-    """With scales as the encoder before the training was to make them."""
-    half = torch.finfo(torch.float16)
-    if not isinstance(encoder, AffineEncoder) or not encoder.half_scales:
-        return stored
-    if float(stored.scale.min()) < half.tiny or float(stored.scale.max()) > half.max:
-        return stored
-    return replace(stored, scale=stored.scale.half().float())
 
 
 def _widen_steps_to_bias(layer: EncodedLayer) -> None:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, final, get_args
+from typing import final
 
 from flyweight.core.plan import Scalar
-
-Tuned = Literal["all", "scales"]
-Optimizer = Literal["auto", "sgd", "adamw"]
-BatchNorms = Literal["kept", "folded"]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 # How images may be changed before they are learned from, and the value that leaves them as they are.
 AUGMENTATIONS: Mapping[str, Scalar] = {"crop": 0, "flip": False}
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "tune": get_args(Tuned),
-    "optimizer": get_args(Optimizer),
-    "batch_norms": get_args(BatchNorms),
-    "precision": get_args(Precision),
+    "tune": ("all", "scales"),
+    "optimizer": ("auto", "sgd", "adamw"),
+    "batch_norms": ("kept", "folded"),
+    "precision": ("auto", "float32", "bfloat16"),
 }
 
 
@@ -54,9 +49,9 @@ class TrainingSettings:
 
     epochs: int = 0
     train_seconds: float | None = None
-    tune: Tuned = "all"
+    tune: str = "all"
     learning_rate: float | None = None
-    optimizer: Optimizer = "auto"
+    optimizer: str = "auto"
     train_batch_size: int = 128
     warm_up: float = 0.05
     weight_decay: float = 1e-4
@@ -64,10 +59,10 @@ class TrainingSettings:
     temperature: float = 4.0
     label_weight: float = 0.0
     augment: Mapping[str, Scalar] = field(default_factory=dict)
-    batch_norms: BatchNorms = "kept"
+    batch_norms: str = "kept"
     held_out: float = 0.05
     patience: int | None = None
-    precision: Precision = "auto"
+    precision: str = "auto"
     resume: bool = False
 
     def __post_init__(self) -> None:

@@ -100,7 +100,7 @@ class GPTQ:
         model.module = graph
         check_called(graph, decision.layers)
         form, effort = form_of(settings), effort_of(settings)
-        alone = [name for name in decision.layers if _multiplies_alone(graph, name)]
+        alone = [name for name in decision.layers if multiplies_alone(graph, name)]
         for name in set(decision.layers) - set(alone):
             _round_to_nearest(graph, name, form)
         tokens = [kept_tokens(batch) for batch in batches]
@@ -135,7 +135,7 @@ def _layer_at(graph: nn.Module, name: str) -> Layer:
     return module.layer if isinstance(module, EncodedLayer) else cast("Layer", module)
 
 
-def _multiplies_alone(graph: nn.Module, name: str) -> bool:
+def multiplies_alone(graph: nn.Module, name: str) -> bool:
     """Whether the layer's weight is multiplied by what it reads, and belongs to no other layer."""
     layer = _layer_at(graph, name)
     owners = sum(parameter is layer.weight for _, parameter in graph.named_parameters(remove_duplicate=False))

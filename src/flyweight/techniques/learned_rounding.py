@@ -25,7 +25,7 @@ from flyweight.measure.blocks import Block, Stream, blocks, extracted
 from flyweight.measure.graph import capture
 from flyweight.model import copied
 from flyweight.techniques import _settings
-from flyweight.techniques.gptq import GPTQ
+from flyweight.techniques.gptq import GPTQ, multiplies_alone
 from flyweight.tensors.activation import straight_through
 from flyweight.tensors.affine import AffineWeight, over_columns
 from flyweight.tensors.affine_encoder import AffineEncoder
@@ -99,7 +99,7 @@ class LearnedRounding:
         model.module = graph
         GPTQ().apply(model, self._start(decision), batches)
         schedule = self._schedule(decision)
-        learned = [name for name in decision.layers if isinstance(graph.get_submodule(name), EncodedLayer)]
+        learned = [name for name in decision.layers if multiplies_alone(graph, name)]
         _learn_blocks(teacher, graph, batches, learned, schedule)
 
     def _start(self, decision: Decision) -> Decision:

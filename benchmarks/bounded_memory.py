@@ -30,6 +30,7 @@ from torch.nn import functional
 from benchmarks import results
 from benchmarks.claims import Check, Claim, Context, Outcome
 from benchmarks.processes import ROOT
+from flyweight.core.plan import Scalar
 from flyweight.errors import FlyweightError
 from flyweight.export.shards import write_shard
 from flyweight.load.tensor_files import index_text
@@ -37,7 +38,13 @@ from flyweight.streaming import StreamSettings, stream
 
 VOCABULARY, TOKENS, EXAMPLES = 256, 128, 2
 SEED = 0
-SETTINGS = {"bits": 4, "granularity": "group", "group_size": 32, "symmetric": True, "rounds": 0}
+SETTINGS: dict[str, Scalar] = {
+    "bits": 4,
+    "granularity": "group",
+    "group_size": 32,
+    "symmetric": True,
+    "rounds": 0,
+}
 FLOAT_BYTES = 4
 BAR = 0.4  # of the float32 weights: less than half precision would take
 LOOKS = 50
@@ -66,31 +73,35 @@ FULL = Size(blocks=80, width=1024, hidden=2816, cap_bytes=1.5e9)
 QUICK = Size(blocks=32, width=512, hidden=1408, cap_bytes=1.5e9)  # a tenth
 
 
+def _linear(columns: int, rows: int) -> nn.Linear:
+    return nn.Linear(columns, rows, bias=False)
+
+
 @final
 class Block(nn.Module):
     """Llama's: RMS norms, causal attention, a gated hidden layer; no biases."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        linear = lambda columns, rows: nn.Linear(columns, rows, bias=False)  # noqa: E731 - a short name
-        self.query, self.key = linear(size.width, size.width), linear(size.width, size.width)
-        self.value, self.out = linear(size.width, size.width), linear(size.width, size.width)
-        self.gate, self.up = linear(size.width, size.hidden), linear(size.width, size.hidden)
-        self.down = linear(size.hidden, size.width)
+        self.query, self.key = _linear(size.width, size.width), _linear(size.width, size.width)
+        self.value, self.out = _linear(size.width, size.width), _linear(size.width, size.width)
+        self.gate, self.up = _linear(size.width, size.hidden), _linear(size.width, size.hidden)
+        self.down = _linear(size.hidden, size.width)
         self.norm1, self.norm2 = nn.RMSNorm(size.width), nn.RMSNorm(size.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width)."""
         batch, tokens, width = x.shape
         y = self.norm1(x)
-        heads = [
-            f(y).view(batch, tokens, width // 64, 64).transpose(1, 2)
-            for f in (self.query, self.key, self.value)
-        ]
-        mixed = functional.scaled_dot_product_attention(*heads, is_causal=True)
+        query, key, value = (
+            layer(y).view(batch, tokens, width // 64, 64).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
         y = self.norm2(x)
-        return x + self.down(functional.silu(self.gate(y)) * self.up(y))
+        result: Tensor = x + self.down(functional.silu(self.gate(y)) * self.up(y))
+        return result
 
 
 @final
@@ -108,7 +119,8 @@ class Stack(nn.Module):
         x = self.words(tokens)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
 
 def write_model(folder: Path, size: Size) -> None:

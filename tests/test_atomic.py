@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flyweight import _atomic
-from flyweight._atomic import new_folder, work_folder, write_bytes, write_text
+from flyweight._atomic import kept_folder, new_folder, work_folder, write_bytes, write_text
 from flyweight.errors import InputError
 
 OURS = '{"format_version": 1, "flyweight": "0.1.0"}'
@@ -361,5 +361,38 @@ def test_a_place_that_takes_no_files_is_told_as_such():
     with (
         pytest.raises(InputError, match="/proc/small cannot be written: /proc takes no files; name another"),
         new_folder(Path("/proc/small"), overwrite=False),
+    ):
+        pass
+
+
+def test_a_kept_folder_is_there_when_it_is_whole_and_stays_beside_until_then(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "one").write_text("1")
+        raise RuntimeError
+
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), kept_folder(out, overwrite=False) as folder:
+        fail(folder)
+    assert contents(tmp_path) == {"out-unfinished/one": "1"}
+    with kept_folder(out, overwrite=False) as folder:
+        (folder / "two").write_text("2")
+    assert contents(tmp_path) == {"out/one": "1", "out/two": "2"}
+
+
+def test_a_kept_folder_replaces_an_artifact_only_when_told(tmp_path: Path) -> None:
+    out = artifact(tmp_path / "out")
+    with pytest.raises(InputError, match="holds an artifact already"), kept_folder(out, overwrite=False):
+        pass
+    with kept_folder(out, overwrite=True) as folder:
+        (folder / "new").write_text("2")
+    assert contents(tmp_path) == {"out/new": "2"}
+
+
+def test_a_kept_folder_is_filled_by_one_run_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        kept_folder(out, overwrite=False),
+        pytest.raises(InputError, match="is being filled by another run"),
+        kept_folder(out, overwrite=False),
     ):
         pass

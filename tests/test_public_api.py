@@ -24,8 +24,11 @@ PUBLIC = [
     "Settings",
     "Splits",
     "Stage",
+    "StreamSettings",
     "compress",
+    "load_streamed",
     "open_artifact",
+    "stream",
 ]
 PROTOCOLS = {
     "Device": ["estimate", "name"],

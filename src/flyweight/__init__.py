@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from flyweight.data.examples import Examples as Examples
     from flyweight.data.examples import Splits as Splits
     from flyweight.data.preprocessing import Preprocessing as Preprocessing
+    from flyweight.load.streamed_model import load_streamed as load_streamed
     from flyweight.model import Model as Model
     from flyweight.pipeline import compress as compress
     from flyweight.run.artifact import open_artifact as open_artifact
     from flyweight.settings import Settings as Settings
+    from flyweight.streaming import StreamSettings as StreamSettings
+    from flyweight.streaming import stream as stream
 
 __version__ = "0.1.0"
 
@@ -36,8 +39,11 @@ _HOME = {
     "Settings": "settings",
     "Splits": "data.examples",
     "Stage": "core.plan",
+    "StreamSettings": "streaming",
     "compress": "pipeline",
+    "load_streamed": "load.streamed_model",
     "open_artifact": "run.artifact",
+    "stream": "streaming",
 }
 __all__ = [*sorted(_HOME)]
 

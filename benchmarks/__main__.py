@@ -16,14 +16,31 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cifar_int8, lean_import, minilm_int8, refuses_slower, results
+from benchmarks import (
+    bounded_memory,
+    cifar_int8,
+    cifar_qat,
+    lean_import,
+    lenet_binary,
+    minilm_int8,
+    refuses_slower,
+    results,
+)
 from benchmarks.cifar10 import DEFAULT_SHARED
 from benchmarks.claims import Claim, Context, Outcome
 from benchmarks.processes import ROOT
 from flyweight._atomic import write_text
 from flyweight.errors import FlyweightError, InputError
 
-CLAIMS = (cifar_int8.CLAIM, minilm_int8.CLAIM, refuses_slower.CLAIM, lean_import.CLAIM)
+CLAIMS = (
+    cifar_int8.CLAIM,
+    minilm_int8.CLAIM,
+    cifar_qat.CLAIM,
+    lenet_binary.CLAIM,
+    refuses_slower.CLAIM,
+    lean_import.CLAIM,
+    bounded_memory.CLAIM,
+)
 ALL = "all"
 REFERENCE_THREADS = 2  # the claims are about a machine with two cores
 
@@ -65,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=_positive, default=REFERENCE_THREADS, help="of every runtime that is timed"
     )
     parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder for the states of trainings: a run that was killed goes on from them",
+    )
+    parser.add_argument(
         "--write-docs", action="store_true", help="write docs/benchmarks.md from the stored results"
     )
     return parser
@@ -87,7 +109,11 @@ def _measure(claim: Claim, asked: argparse.Namespace, console: Console) -> bool:
     """Measure one claim, show and store it; whether it holds."""
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as work:
         context = Context(
-            shared=asked.shared.resolve(), work=Path(work), threads=asked.threads, quick=asked.quick
+            shared=asked.shared.resolve(),
+            work=Path(work),
+            threads=asked.threads,
+            quick=asked.quick,
+            kept=None if asked.keep is None else asked.keep / claim.name,
         )
         with console.status(f"measuring {claim.name}"):
             outcome = claim.run(context)

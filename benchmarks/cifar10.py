@@ -11,6 +11,7 @@ import csv
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ TRAIN_SHEETS, TEST_SHEETS = (
     2,
     5,
 )  # calibration draws on the train images; the visible test images are 5 sheets
+ALL_TRAIN_SHEETS = 50
 
 
 def shared_folder() -> Path:
@@ -76,8 +78,17 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
 
 def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Data for ``--data benchmarks/cifar10.py:load``: 2000 train images, the 5000 visible test images."""
+    return _parts(TRAIN_SHEETS)
+
+
+def load_all() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The same with all 50 000 train images, to train on."""
+    return _parts(ALL_TRAIN_SHEETS)
+
+
+def _parts(train_sheets: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     shared = shared_folder()
-    train, test = images(shared, "train", sheets=TRAIN_SHEETS), images(shared, "test", sheets=TEST_SHEETS)
+    train, test = images(shared, "train", sheets=train_sheets), images(shared, "test", sheets=TEST_SHEETS)
     return {
         "train": (normalised(train), labels(shared, "train", examples=len(train))),
         "evaluation": (normalised(test), labels(shared, "test", examples=len(test))),
@@ -95,11 +106,16 @@ def resnet56() -> torch.nn.Module:
 
 
 def _resnet(blocks: int) -> torch.nn.Module:
+    module: torch.nn.Module = definitions().CifarResNet(blocks)
+    return module
+
+
+def definitions() -> Any:
+    """The Python module of ``converted/defs.py``, with the classes of the shared models."""
     path = shared_folder() / "data" / "converted" / "defs.py"
     spec = importlib.util.spec_from_file_location("converted_defs", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"no model definitions {path}")
-    definitions = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(definitions)
-    module: torch.nn.Module = definitions.CifarResNet(blocks)
-    return module
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found

@@ -25,12 +25,14 @@ class Context:
         work: An empty folder for files made on the way.
         threads: Threads of every runtime that is timed.
         quick: Fewer examples and rounds: shows that the benchmark works, decides nothing.
+        kept: For the states of trainings, from which a run that was killed goes on; None is ``work``.
     """
 
     shared: Path
     work: Path
     threads: int
     quick: bool
+    kept: Path | None = None
 
     def data(self, *parts: str) -> Path:
         """A file of the shared data, ``data("stsb", "stsb-en-dev.csv")``.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flyweight.errors import UnsupportedError
-from flyweight.tensors.encoded import EncodedLayer, attach, exchange
+from flyweight.tensors.encoded import EncodedLayer, exchange
+from flyweight.tensors.plain import attach_plain
 
 if TYPE_CHECKING:
     from flyweight.model import Model
@@ -73,32 +74,12 @@ def check_wrapping(model: Model, layers: Sequence[str], batch: Mapping[str, Tens
 def _wrapped(model: Model, layers: Sequence[str]) -> Iterator[None]:
     root = model.module
     plain = [name for name in layers if not isinstance(root.get_submodule(name), EncodedLayer)]
-    made = [attach(root, name, lambda weight, before: _Float(weight), "") for name in plain]
+    made = [attach_plain(root, name, "") for name in plain]
     try:
         yield
     finally:
         for layer in made:
             exchange(root, layer, layer.layer)
-
-
-@final
-class _Float:
-    """A weight stored as it is."""
-
-    mask = None
-    density = 1.0
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-
-    @property
-    def nbytes(self) -> float:
-        """Stored size."""
-        return float(self._weight.nbytes)
-
-    def decode(self) -> Tensor:
-        """The weight."""
-        return self._weight
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from flyweight.measure.calibrate import watch_values
 from flyweight.measure.graph import module_of
 from flyweight.measure.histogram import Histogram
 from flyweight.techniques._bias_correction import joined
-from flyweight.techniques._placement import Placement
+from flyweight.techniques._placement import Placement, layer_called
 from flyweight.tensors.activation import StaticQuantizer
 from flyweight.tensors.encoded import EncodedLayer, Layer, compute
 
@@ -97,12 +97,9 @@ def _readers(graph: fx.GraphModule, placement: Placement, key: Key) -> list[fx.N
     node, bits = key
     values = [node, *(moved for moved, source in placement.shared.items() if source is node)]
     calls = [call for value in values for call in placement.readers(value).get(bits, [])]
-    return [call for call in calls if isinstance(_inner(graph, call), nn.Linear | nn.Conv1d | nn.Conv2d)]
-
-
-def _inner(graph: fx.GraphModule, call: fx.Node) -> nn.Module | None:
-    module = module_of(graph, call)
-    return module.layer if isinstance(module, EncodedLayer) else module
+    return [
+        call for call in calls if isinstance(layer_called(graph, call), nn.Linear | nn.Conv1d | nn.Conv2d)
+    ]
 
 
 def _examined(

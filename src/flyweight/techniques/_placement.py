@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from flyweight.measure.graph import ATEN, module_of
 from flyweight.tensors.activation import INTEGER_BITS, StaticQuantizer
+from flyweight.tensors.encoded import EncodedLayer
 
 JOINT_BITS = INTEGER_BITS  # of what additions, pools and layers outside the plan read
 
@@ -145,7 +146,7 @@ def place(
     """
     chosen = set(layers)
     integer = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in chosen]
-    rounded: set[fx.Node] = {n for n in integer if not isinstance(_layer(graph, n), nn.Linear)}
+    rounded: set[fx.Node] = {n for n in integer if not isinstance(layer_called(graph, n), nn.Linear)}
     rounded |= {source for n in integer if n is not reads_its_own for source in _tensor_inputs(n)}
     done = {n for n in graph.graph.nodes if isinstance(_called(n), StaticQuantizer)}
     _spread(graph, rounded, done)
@@ -222,10 +223,10 @@ def _zero_padded(node: fx.Node) -> bool:
     return True
 
 
-def _layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def layer_called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, without its wrapper."""
     module = module_of(graph, node)
-    inner = getattr(module, "layer", None)
-    return inner if isinstance(inner, nn.Module) else module
+    return module.layer if isinstance(module, EncodedLayer) else module
 
 
 def insert(

@@ -16,7 +16,7 @@ from flyweight.measure.calibrate import observe
 from flyweight.measure.graph import capture, module_of
 from flyweight.model import Model
 from flyweight.techniques._adaptive_inputs import Grids, adaptive_grids
-from flyweight.techniques._placement import Placement, insert
+from flyweight.techniques._placement import Placement, insert, layer_called
 from flyweight.tensors.activation import StaticQuantizer
 from flyweight.tensors.affine import AffineWeight
 from flyweight.tensors.encoded import EncodedLayer
@@ -54,7 +54,9 @@ class Calls:
     @property
     def multiplying(self) -> list[str]:
         """Names of the layers that multiply what they read, one a call."""
-        return [str(n.target) for n in self.nodes if not isinstance(inner(self.graph, n), nn.Embedding)]
+        return [
+            str(n.target) for n in self.nodes if not isinstance(layer_called(self.graph, n), nn.Embedding)
+        ]
 
     @property
     def once(self) -> frozenset[str]:
@@ -100,12 +102,6 @@ def _bits(graph: fx.GraphModule, node: fx.Node) -> int | None:
     """Of the codes that a node rounds to, where it is a quantizer."""
     module = module_of(graph, node)
     return module.bits if isinstance(module, StaticQuantizer) else None
-
-
-def inner(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The layer that a node calls, without its wrapper."""
-    module = module_of(graph, node)
-    return module.layer if isinstance(module, EncodedLayer) else module
 
 
 def grids_of(

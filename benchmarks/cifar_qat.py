@@ -1,4 +1,4 @@
-"""ResNet-20 for CIFAR-10 with 2-bit weights, 4-bit weights and activations, and binary weights, trained.
+"""ResNet-20 for CIFAR-10 with 2-bit weights, with 4-bit weights and activations, and with binary weights.
 
 The first and the last layer read 8 bits, as is usual; all weights have the width that is claimed.
 """

@@ -88,6 +88,28 @@ def test_sigterm_ends_a_command_cleanly(running, pattern: str, signals: int) -> 
     assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
 
 
+COMMAND = """
+import os, signal, sys
+import typer
+from flyweight import cli_command
+
+app = typer.Typer()
+
+@app.command()
+def interrupted() -> None:
+    exec("os.kill(os.getpid(), signal.SIGTERM)")
+
+sys.exit(cli_command.run(app, ["--"]))
+"""
+
+
+def test_sigterm_inside_of_exec_is_no_other_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "command.py").write_text(COMMAND)
+    line = [sys.executable, "-m", "command"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (143, TOLD)
+
+
 @pytest.fixture
 def default():
     """SIGTERM as every process gets it, before and after."""

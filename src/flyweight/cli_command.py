@@ -76,11 +76,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         text = f"unexpected {type(error).__name__}: {error}; this is a bug: please report it"
         hint = "" if TRACEBACK in arguments else f" with what {TRACEBACK} prints"
         return _told(text + hint, FAILED, arguments)
-    if code == INTERRUPTED and terminated():
+    if code != INTERRUPTED:
+        return code or 0
+    exec("")  # an interrupt inside of another exec has `python -m` die of SIGINT at its end; this forgets it
+    if terminated():
         return _told("terminated; nothing half-made is left", TERMINATED)
-    if code == INTERRUPTED:
-        return _told("interrupted; nothing half-made is left", INTERRUPTED)
-    return code or 0
+    return _told("interrupted; nothing half-made is left", INTERRUPTED)
 
 
 def _called(app: typer.Typer, arguments: list[str]) -> Any:

@@ -46,6 +46,43 @@ def test_a_plan_of_joined_techniques_can_be_carried_out_again(command: Command):
     assert Path("again/model.onnx").read_bytes() == Path("small/model.onnx").read_bytes()
 
 
+BENT = """
+import torch
+from torch import nn
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 3))
+"""
+
+
+@pytest.fixture
+def bent(tmp_path: Path) -> tuple[str, ...]:
+    """A network between whose layers nothing can be scaled."""
+    (tmp_path / "bent.py").write_text(BENT)
+    return ("bent.py:net", "--weights", "net.safetensors", "--data", "data.npz")
+
+
+def test_a_transform_that_finds_nothing_is_left_out_beside_others(command: Command, bent: tuple[str, ...]):
+    chosen = ("--technique", "equalization+weight_only")
+    code, printed, errors = command("compress", *bent, *chosen, *QUICK)
+    assert (code, errors) == (0, ""), printed
+    plan = json.loads(Path("small/plan.json").read_text())
+    assert [d["technique"] for d in plan["decisions"]] == ["weight_only"] * 2
+    report = json.loads(Path("small/report.json").read_text())
+    assert {layer["technique"] for layer in report["layers"]} == {"weight_only"}
+    (note,) = [note for note in report["notes"] if "equalization" in note]
+    assert re.fullmatch("equalization finds no two layers .*; left out of the plan", note)
+    code, printed, _ = command("evaluate", *bent, *chosen)
+    assert "equalization finds no two layers" in " ".join(printed.split()), code
+
+
+def test_a_transform_that_finds_nothing_is_refused_alone(command: Command, bent: tuple[str, ...]):
+    code, _, errors = command("compress", *bent, "--technique", "equalization", *QUICK)
+    assert code == 1
+    assert re.search(r"equalization finds no two layers of model .*; choose another technique", errors)
+
+
 @pytest.mark.parametrize(
     ("chosen", "status", "reason"),
     [

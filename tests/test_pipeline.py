@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from flyweight import attempt, pipeline
-from flyweight.apply import apply
+from flyweight.apply import Applied, carry_out
 from flyweight.core.cost import Budget
 from flyweight.core.plan import Plan
 from flyweight.core.report import Report
@@ -173,12 +173,12 @@ def test_refused_report_on_disk_gives_the_reasons_and_all_attempts(refused: tupl
 def test_a_technique_that_fails_leaves_the_turn_to_the_next(
     error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def failing(model: Model, plan: Plan, batches: object) -> Model:
+    def failing(model: Model, plan: Plan, batches: object) -> Applied:
         if plan.decisions[0].technique == "weight_only":
             raise error("layer '0' does not take it")
-        return apply(model, plan, batches)
+        return carry_out(model, plan, batches)
 
-    monkeypatch.setattr(attempt, "apply", failing)
+    monkeypatch.setattr(attempt, "carry_out", failing)
     report = run(tmp_path / "out", techniques=("weight_only", "dynamic_int8"))
     assert report.verdict.shipped
     assert [(a.name, a.outcome) for a in report.attempts] == [

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
 
 from torch import Tensor, fx
 
 from flyweight import catalog
 from flyweight.core.layer import LayerProfile, ModelProfile
-from flyweight.core.plan import Plan, Stage
+from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.core.protocols import Technique
-from flyweight.errors import ContractError, InputError, UnsupportedError
+from flyweight.errors import ContractError, InputError, NothingFound, UnsupportedError
 from flyweight.measure.agreement import check_wrapping
 from flyweight.measure.error import folded
 from flyweight.measure.graph import capture
@@ -33,7 +34,28 @@ _COUNTS = (
 )
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """A plan carried out.
+
+    Attributes:
+        model: A new one, with frozen layers.
+        plan: What was carried out: without the decisions that found nothing to change.
+        notes: One sentence on each technique that found nothing.
+    """
+
+    model: Model
+    plan: Plan
+    notes: tuple[str, ...] = ()
+
+
 def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()) -> Model:
+    """The new model alone of `carry_out`."""
+    return carry_out(model, plan, batches).model
+
+
+def carry_out(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()) -> Applied:
     """A new model with ``plan`` carried out; ``model`` is left as it was.
 
     Batch norms are folded before the first layer is quantized, so that the codes hold what the file will
@@ -46,7 +68,8 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
 
     Raises:
         InputError: The plan does not fit the model, see `predicted`.
-        UnsupportedError: The model can neither be traced nor computes the same with encoded layers.
+        UnsupportedError: The model can neither be traced nor computes the same with encoded layers, or no
+            decision of the plan finds anything to change.
         ContractError: A technique changed the output shapes, or its layers are not what it predicted.
     """
     expected = predicted(plan, profile(model))
@@ -54,16 +77,32 @@ def apply(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] = ()
     quantizes = any(decision.stage >= Stage.TRANSFORM for decision in plan.decisions)
     result = (folded(model) if quantizes else model).clone()
     _make_wrappable(result, plan, batches)
-    for decision in plan.in_stage_order():
+    idle: dict[Decision, NothingFound] = {}
+    decisions = plan.in_stage_order()
+    for decision in decisions:
         technique: Technique = catalog.get("technique", decision.technique)()
-        technique.apply(result, decision, batches)
+        try:
+            technique.apply(result, decision, batches)
+        except NothingFound as reason:
+            idle[decision] = reason
         if result.output_shapes() != shapes:
             raise ContractError(
                 f"{decision.technique} on {', '.join(decision.layers)} changed the output shapes"
             )
+    if decisions and len(idle) == len(decisions):
+        reasons = "; ".join(dict.fromkeys(map(str, idle.values())))
+        raise UnsupportedError(f"{reasons}; choose another technique")
     freeze(result.module)
     check_promises(_without_unused(expected, result, plan), profile(result))
-    return result
+    notes = dict.fromkeys(f"{reason}; left out of the plan" for reason in idle.values())
+    return Applied(result, _without(plan, idle), tuple(notes))
+
+
+def _without(plan: Plan, idle: Iterable[Decision]) -> Plan:
+    """The plan without decisions that `Plan.in_stage_order` gave."""
+    left = {(decision.stage, name) for decision in idle for name in decision.layers}
+    kept = (d for d in plan.decisions if (d.stage, d.layers[0]) not in left)
+    return replace(plan, decisions=tuple(kept))
 
 
 def _make_wrappable(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]]) -> None:

@@ -12,7 +12,7 @@ from typing import final
 from torch import Tensor
 
 from flyweight import _atomic
-from flyweight.apply import apply, predicted
+from flyweight.apply import apply, carry_out, predicted
 from flyweight.core.analysis import LayerErrors
 from flyweight.core.layer import FLOAT_BITS, ModelProfile
 from flyweight.core.plan import Plan, Stage
@@ -41,6 +41,7 @@ from flyweight.measure.error import folded, layer_errors
 from flyweight.measure.layers import layer_reports, notes_on
 from flyweight.measure.profile import profile
 from flyweight.model import Model
+from flyweight.planner.candidates import left_out
 from flyweight.progress import Progress
 from flyweight.recover.checkpoint import training_folder
 from flyweight.recover.recover import Teaching, recover
@@ -125,14 +126,21 @@ class Tried:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Made:
-    """A plan carried out, trained and exported; ``planned`` is the profile of the model before lowering."""
+    """A plan carried out, trained and exported.
+
+    Attributes:
+        plan: What was carried out, which may be less than what was planned.
+        planned: Profile of the model before lowering.
+        told: Of what was left out, and of the training.
+    """
 
     name: str
+    plan: Plan
     model: Model
     planned: ModelProfile
     artifact: Artifact
     parity: Parity
-    training: tuple[str, ...]
+    told: tuple[str, ...]
 
 
 def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tried:
@@ -144,11 +152,11 @@ def attempt(run: Run, name: str, plan: Plan, before: tuple[Attempt, ...]) -> Tri
     )
     with progress.stage(f"Measuring {name}"):
         stored = exporter(settings.format).lower(made.planned)
-        compared = _compared(run, made.model, plan)
-        layers = layer_reports(run.model, plan, compared.errors, stored)
+        compared = _compared(run, made.model, made.plan)
+        layers = layer_reports(run.model, made.plan, compared.errors, stored)
         measured = _measured(run, compressed)
     report = _report(run, made, layers=layers, measured=measured, before=before)
-    return Tried(report, made.artifact, plan, compared)
+    return Tried(report, made.artifact, made.plan, compared)
 
 
 def analysed(run: Run, tried: Tried) -> Tried:
@@ -170,20 +178,21 @@ def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
     # what the format cannot hold is refused before any work
     exporter(run.settings.format).lower(predicted(plan, profile(run.model)))
     with run.progress.stage(f"Applying {name}"):
-        model = apply(run.model, plan, run.batches)
-    model, training = _trained(run, plan, model, state=f"{folder.name}.safetensors")
+        applied = carry_out(run.model, plan, run.batches)
+    model, training = _trained(run, applied.plan, applied.model, state=f"{folder.name}.safetensors")
     folder.mkdir()
     with run.progress.stage(f"Exporting {name}"):
         origin = origin_of(run.settings, run.splits)
-        artifact = pack(model, plan, folder, origin, "refused")  # until it is judged
+        artifact = pack(model, applied.plan, folder, origin, "refused")  # until it is judged
         parity = check_parity(model, artifact, run.batches[0])
     return _Made(
         name=name,
+        plan=applied.plan,
         model=model,
         planned=profile(model),
         artifact=artifact,
         parity=parity,
-        training=training,
+        told=(*left_out(name, plan), *applied.notes, *training),
     )
 
 
@@ -269,7 +278,7 @@ def _outcome(name: str, compressed: Measurement, comparison: Comparison, verdict
 def _notes(run: Run, made: _Made, layers: tuple[LayerReport, ...], comparison: Comparison) -> tuple[str, ...]:
     return (
         *run.notes,
-        *made.training,
+        *made.told,
         *notes_on(layers, made.planned),
         *_outputs_note(made.artifact),
         *_interaction_note(made.artifact, run.settings),

@@ -15,6 +15,10 @@ class UnsupportedError(FlyweightError):
     """A layer, operator or format that cannot be handled; says where, and what to do."""
 
 
+class NothingFound(UnsupportedError):
+    """A technique finds nothing in the model that it could change, and has changed nothing."""
+
+
 class MissingDependency(FlyweightError, ImportError):
     """An optional package is not installed."""
 

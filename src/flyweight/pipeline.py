@@ -6,13 +6,14 @@ next plan if the judgement is no. Every number in a report was measured on the e
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from flyweight import _atomic
-from flyweight.apply import apply, predicted
+from flyweight.apply import carry_out, predicted
 from flyweight.attempt import Run, Tried, analysed, attempt, measured_subject, origin_of
 from flyweight.core.plan import Plan
 from flyweight.core.protocols import Task
@@ -33,13 +34,15 @@ from flyweight.measure.calibrate import calibration_batches
 from flyweight.measure.profile import profile
 from flyweight.measure.reference import reference_quality
 from flyweight.model import Model
-from flyweight.planner.candidates import candidates
+from flyweight.planner.candidates import candidates, left_out
 from flyweight.progress import SILENT, Progress
 from flyweight.recover.checkpoint import forget_training
 from flyweight.recover.recover import Teaching, recover
 from flyweight.run.artifact import open_artifact
 from flyweight.settings import Settings
 from flyweight.tasks.open import open_task, settle
+
+_log = logging.getLogger(__name__)
 
 REFUSED_SUFFIX = "-refused"
 
@@ -100,11 +103,13 @@ def export(
         task, data, model = _open(settings, module=module, splits=splits, progress=progress)
         plan = _given_plan(settings) or Plan(model.name)
         batches = calibration_batches(model, task, data)
-        result = apply(model, plan, batches)
+        applied = carry_out(model, plan, batches)
+        for note in applied.notes:
+            _log.warning(note)
         with progress.stage("Exporting"):
-            artifact = pack(result, plan, folder, origin_of(settings, data), "exported")
-            check_parity(result, artifact, batches[0])
-        _atomic.write_text(folder / "plan.json", plan.to_json())
+            artifact = pack(applied.model, applied.plan, folder, origin_of(settings, data), "exported")
+            check_parity(applied.model, artifact, batches[0])
+        _atomic.write_text(folder / "plan.json", applied.plan.to_json())
     return open_artifact(out)
 
 
@@ -130,13 +135,13 @@ def evaluate_plan(
     ((name, plan),) = plans
     batches = calibration_batches(model, task, data)
     with progress.stage(f"Applying {name}"):
-        result = apply(model, plan, batches)
-    told: tuple[str, ...] = ()
+        applied = carry_out(model, plan, batches)
+    result, plan, told = applied.model, applied.plan, (*left_out(name, plan), *applied.notes)
     if settings.training.epochs:
         seed = settings.data_settings.seed
         teaching = Teaching(task=task, splits=data, batches=batches, settings=settings.training, seed=seed)
         recovered = recover(model, result, plan, teaching, progress=progress)
-        result, told = recovered.model, recovered.sentences(task.metric_name)
+        result, told = recovered.model, (*told, *recovered.sentences(task.metric_name))
     return reference_quality(result, task, data, threads=settings.threads, told=told, progress=progress)
 
 

@@ -7,7 +7,7 @@ import pytest
 from flyweight.core.layer import LayerProfile, ModelProfile
 from flyweight.core.plan import Stage
 from flyweight.errors import UnsupportedError
-from flyweight.planner.candidates import candidates, plan_for
+from flyweight.planner.candidates import candidates, left_out, plan_for
 
 
 def known(*operations):
@@ -145,6 +145,17 @@ def test_two_joined_techniques_of_one_stage_are_refused():
         plan_for(CONVOLUTIONAL, "weight_only+static_int8", {})
 
 
-def test_joined_technique_that_takes_no_layer_is_refused():
+def test_a_transform_that_takes_no_layer_is_left_out_beside_others_and_refused_alone():
+    tables = known("embedding")
+    plan = plan_for(tables, "equalization+weight_only", {})
+    assert {decision.technique for decision in plan.decisions} == {"weight_only"}
+    told = left_out("equalization+weight_only", plan)
+    assert told == ("equalization takes none of the layers of 'm'; left out of the plan",)
+    assert left_out("weight_only", plan) == ()
     with pytest.raises(UnsupportedError, match="equalization takes none of the layers of 'm'"):
-        plan_for(known("embedding"), "equalization+weight_only", {})
+        plan_for(tables, "equalization", {})
+
+
+def test_joined_technique_that_takes_no_layer_is_refused():
+    with pytest.raises(UnsupportedError, match="static_activations takes none of the layers of 'm'"):
+        plan_for(known("embedding"), "weight_only+static_activations", {})

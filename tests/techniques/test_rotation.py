@@ -278,7 +278,7 @@ def test_outputs_are_rotated_back():
 
 def test_a_post_norm_stream_is_refused_and_values_alone_are_rotated():
     model = bert()
-    with pytest.raises(UnsupportedError, match=r"cannot be rotated: .*post-norm.*set stream=false"):
+    with pytest.raises(UnsupportedError, match=r"cannot be rotated: .*post-norm.*stream=false"):
         rotated(model)
     result = rotated(model, stream=False)
     assert error_of(model, result) <= ROUNDING

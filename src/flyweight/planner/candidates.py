@@ -58,7 +58,8 @@ def plan_for(profile: ModelProfile, technique: str, settings: Mapping[str, Scala
 
     Raises:
         ValueError: A setting is unknown or out of range, or two techniques are of one stage.
-        UnsupportedError: One takes none of the model's layers.
+        UnsupportedError: One takes none of the model's layers; a transform that is joined with others is then
+            left out, which `left_out` tells.
     """
     names = technique.split(JOIN)
     if len(names) > 1:
@@ -66,6 +67,8 @@ def plan_for(profile: ModelProfile, technique: str, settings: Mapping[str, Scala
         _check_stages(names)
     decisions = []
     for name in names:
+        if len(names) > 1 and _stage(name) == Stage.TRANSFORM and not _layers(profile, name):
+            continue
         known = settings if len(names) == 1 else _known(name)  # one alone refuses what it does not know
         own = {key: value for key, value in settings.items() if key in known}
         decisions += _decisions(profile, name, own)
@@ -75,6 +78,17 @@ def plan_for(profile: ModelProfile, technique: str, settings: Mapping[str, Scala
         instance: Technique = catalog.get("technique", decision.technique)()
         expected = instance.predict(expected, decision)
     return plan
+
+
+def left_out(name: str, plan: Plan) -> tuple[str, ...]:
+    """One sentence on each of the techniques joined in ``name`` that `plan_for` left out of the plan."""
+    planned = {decision.technique for decision in plan.decisions}
+    joined = name.split(JOIN) if JOIN in name else []
+    return tuple(
+        f"{technique} takes none of the layers of {plan.model!r}; left out of the plan"
+        for technique in joined
+        if technique not in planned
+    )
 
 
 def _decisions(profile: ModelProfile, technique: str, settings: Mapping[str, Scalar]) -> list[Decision]:
@@ -113,13 +127,18 @@ def _that_take(
 def _check_stages(techniques: Sequence[str]) -> None:
     taken: dict[Stage, str] = {}
     for name in techniques:
-        stage: Stage = catalog.get("technique", name)().stage
+        stage = _stage(name)
         if stage in taken:
             raise ValueError(
                 f"{taken[stage]} and {name} are both of stage {stage.name.lower()}, and a layer has one "
                 "decision in each: name one of them"
             )
         taken[stage] = name
+
+
+def _stage(technique: str) -> Stage:
+    stage: Stage = catalog.get("technique", technique)().stage
+    return stage
 
 
 def _known(technique: str) -> frozenset[str]:

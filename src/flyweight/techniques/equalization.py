@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
-from flyweight.errors import InputError, UnsupportedError
+from flyweight.errors import InputError, NothingFound, UnsupportedError
 from flyweight.measure.graph import ATEN, capture
 from flyweight.techniques import _settings
 from flyweight.techniques._bias_absorption import absorb
@@ -74,7 +74,8 @@ class Equalization:
 
         Raises:
             InputError: Biases are to be absorbed, and there are no calibration batches.
-            UnsupportedError: The model cannot be traced, or no layers can be equalized.
+            NothingFound: No layers can be equalized.
+            UnsupportedError: The model cannot be traced.
         """
         settings = _checked(decision)
         if settings["absorb_bias"] and not batches:
@@ -85,9 +86,9 @@ class Equalization:
         )
         groups = [g for g in channels.groups() if {"rows", "columns"} <= {side.kind for side in g}]
         if not groups:
-            raise UnsupportedError(
+            raise NothingFound(
                 f"equalization finds no two layers of model {model.name!r} with only relu, pooling and the "
-                "like between them, or only with setting sums: leave it out of the plan"
+                "like between them, or only with setting sums"
             )
         factors = equalizing(graph, groups, channels.count(), sweeps=int(settings["sweeps"])).float()
         with computes_the_same(model, self.name):

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
-from flyweight.errors import UnsupportedError
+from flyweight.errors import NothingFound, UnsupportedError
 from flyweight.measure.calibrate import in_graph_order
 from flyweight.measure.graph import capture
 from flyweight.techniques import _settings
@@ -68,7 +68,8 @@ class Rotation:
         """Change ``model`` in place; its module becomes a graph where a layer is put in.
 
         Raises:
-            UnsupportedError: The model cannot be traced, or what is to be rotated is not found or understood.
+            NothingFound: What is to be rotated is not found, or something stands in its way.
+            UnsupportedError: The model cannot be traced, or the decision leaves out layers of a stream.
         """
         settings = _checked(decision)
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
@@ -77,9 +78,9 @@ class Rotation:
         turns = _turns(graph, model, decision, generator) if settings["stream"] else []
         heads = list(value_heads(graph, decision.layers, inputs)) if settings["values"] else []
         if not turns and not heads:
-            raise UnsupportedError(
+            raise NothingFound(
                 f"rotation finds no attention in model {model.name!r} whose values only move and are summed "
-                "up: leave it out of the plan"
+                "up"
             )
         with computes_the_same(model, self.name):
             if any(inserts(graph, turn.stream) for turn in turns):
@@ -100,7 +101,8 @@ def _turns(graph: fx.GraphModule, model: Model, decision: Decision, generator: t
     """Every stream that can be rotated, with its matrix.
 
     Raises:
-        UnsupportedError: There is none, or one has layers that the decision leaves out.
+        NothingFound: There is none.
+        UnsupportedError: One has layers that the decision leaves out.
     """
     tracer = StreamTracer(graph)
     with torch.no_grad():
@@ -111,7 +113,7 @@ def _turns(graph: fx.GraphModule, model: Model, decision: Decision, generator: t
             stream.obstacles.extend(sharing_obstacles(graph, stream))
     turned = [stream for stream in found if not stream.obstacles]
     if not turned:
-        raise UnsupportedError(f"the stream of model {model.name!r} cannot be rotated: {_reason(found)}")
+        raise NothingFound(f"the stream of model {model.name!r} cannot be rotated: {_reason(found)}")
     for stream in turned:
         left_out = sorted(stream.layers - set(decision.layers))
         if left_out:
@@ -125,7 +127,7 @@ def _turns(graph: fx.GraphModule, model: Model, decision: Decision, generator: t
 
 def _reason(found: Sequence[Stream]) -> str:
     """Of the stream with the most sums, why it is not rotated."""
-    instead = "set stream=false to rotate the values of attention alone, or leave rotation out"
+    instead = "setting stream=false rotates the values of attention alone"
     if not found:
         return f"nothing that linear layers read is a sum of what layers write; {instead}"
     return f"{max(found, key=lambda stream: stream.sums).obstacles[0]} stands in its way; {instead}"

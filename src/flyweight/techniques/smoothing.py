@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
-from flyweight.errors import InputError, UnsupportedError
+from flyweight.errors import InputError, NothingFound, UnsupportedError
 from flyweight.measure.graph import ATEN, capture
 from flyweight.techniques import _settings
 from flyweight.techniques._affine import form_of
@@ -92,7 +92,8 @@ class Smoothing:
 
         Raises:
             InputError: There are no calibration batches.
-            UnsupportedError: The model cannot be traced, or nothing can be smoothed.
+            NothingFound: Nothing can be smoothed.
+            UnsupportedError: The model cannot be traced.
         """
         settings = _checked(decision)
         if not batches:
@@ -101,9 +102,8 @@ class Smoothing:
         channels = trace(graph, model, decision.layers)
         found = list(sites(graph, channels, multiply=bool(settings["multiply"])))
         if not found:
-            raise UnsupportedError(
-                f"smoothing finds no linear layer of model {model.name!r} whose input it can scale: leave it "
-                "out of the plan"
+            raise NothingFound(
+                f"smoothing finds no linear layer of model {model.name!r} whose input it can scale"
             )
         seen = observe_inputs(model, found, batches, products=settings["method"] == "awq")
         chosen = [_factors(model.module, site, own, settings) for site, own in zip(found, seen, strict=True)]

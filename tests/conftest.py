@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -24,6 +25,12 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs real data: there is no folder {folder / 'data'}; set {SHARED_VARIABLE}")
     return folder.resolve()
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: looking through it again and again took a part of every test's time."""
+    gc.collect()
+    gc.freeze()
 
 
 # A shell starts what runs in its background with interrupts ignored, and programs pass that on to theirs.

@@ -9,7 +9,7 @@ from torch import nn
 
 from flyweight.apply import apply
 from flyweight.core.plan import Decision, Plan, Stage
-from flyweight.errors import UnsupportedError
+from flyweight.errors import InputError, UnsupportedError
 from flyweight.export.onnx import OnnxExporter
 from flyweight.measure.profile import profile
 from flyweight.model import Model
@@ -114,7 +114,8 @@ def test_model_is_left_with_its_own_layers():
     assert all(one is other for one, other in zip(before, model.module.modules(), strict=True))
 
 
-def test_a_layer_whose_output_nothing_uses_may_stay_float():
+@pytest.mark.parametrize("technique", ["gptq", "static_int8", "learned_rounding", "weight_only"])
+def test_a_layer_whose_output_nothing_uses_is_in_no_plan(technique):
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -127,9 +128,10 @@ def test_a_layer_whose_output_nothing_uses_may_stay_float():
 
     torch.manual_seed(0)
     model = Model("pooled", Pooled(), {"x": torch.randn(1, 4)})
-    plan = Plan("pooled", (Decision("gptq", ("body",), Stage.QUANTIZE),))
+    plan = plan_for(profile(model), technique, {})
+    assert [decision.layers for decision in plan.decisions] == [("body",)]
     result = apply(model, plan, [{"x": torch.randn(32, 4)}])
     assert [layer.name for layer in profile(result).layers] == ["body"]
-    whole = Plan("pooled", (Decision("gptq", ("body", "pooler"), Stage.QUANTIZE),))
-    with pytest.raises(UnsupportedError, match=r"layer .pooler. is not found .* its output is not used"):
+    whole = Plan("pooled", (Decision(technique, ("body", "pooler"), Stage.QUANTIZE),))
+    with pytest.raises(InputError, match=r"layer .pooler., whose output nothing uses"):
         apply(model, whole, [{"x": torch.randn(32, 4)}])

@@ -187,6 +187,22 @@ def test_a_technique_that_fails_leaves_the_turn_to_the_next(
     ]
 
 
+def test_a_layer_that_nothing_uses_is_left_out_and_told(tmp_path: Path):
+    class Loose(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pooler = network(), nn.Linear(FEATURES, 512)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            self.pooler(input)
+            return self.body(input)
+
+    report = compress(settings(tmp_path / "out", techniques=("static_int8",)), module=Loose(), splits=SPLITS)
+    assert [layer.name for layer in report.layers] == ["body.0", "body.2"]
+    assert "nothing uses the output of pooler: left out of the plan and of the file" in report.notes
+    assert report.original.storage_bytes < 4 * 512 * FEATURES
+
+
 def test_original_module_is_untouched(tmp_path: Path):
     module = network()
     before = {name: value.clone() for name, value in module.state_dict().items()}

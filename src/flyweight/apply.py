@@ -93,7 +93,7 @@ def carry_out(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] 
         reasons = "; ".join(dict.fromkeys(map(str, idle.values())))
         raise UnsupportedError(f"{reasons}; choose another technique")
     freeze(result.module)
-    check_promises(_without_unused(expected, result, plan), profile(result))
+    check_promises(expected, profile(result))
     notes = dict.fromkeys(f"{reason}; left out of the plan" for reason in idle.values())
     return Applied(result, _without(plan, idle), tuple(notes))
 
@@ -140,6 +140,12 @@ def predicted(plan: Plan, before: ModelProfile) -> ModelProfile:
 
 def _check_names(plan: Plan, known: ModelProfile) -> None:
     for decision in plan.decisions:
+        idle = [name for name in decision.layers if name in known.unused]
+        if idle:
+            raise InputError(
+                f"the plan names layer {idle[0]!r}, whose output nothing uses, and no file holds: leave "
+                "it out of the plan"
+            )
         missing = [name for name in decision.layers if name not in known.by_name]
         if missing:
             some = ", ".join(sorted(known.by_name)[:5])
@@ -147,15 +153,6 @@ def _check_names(plan: Plan, known: ModelProfile) -> None:
                 f"the plan names layer {missing[0]!r}, which {known.model!r} does not have; "
                 f"it has {some}, ..."
             )
-
-
-def _without_unused(expected: ModelProfile, result: Model, plan: Plan) -> ModelProfile:
-    """Without layers that are in no decision and not in the graph: nothing uses what they put out."""
-    if not isinstance(result.module, fx.GraphModule):
-        return expected
-    decided = {name for decision in plan.decisions for name in decision.layers}
-    left = {name for name, _ in result.module.named_modules()}
-    return replace(expected, layers=tuple(x for x in expected.layers if x.name in decided | left))
 
 
 def check_promises(expected: ModelProfile, got: ModelProfile) -> None:

@@ -38,7 +38,7 @@ from flyweight.export.artifact import Origin, exporter, mark, pack
 from flyweight.export.check import check_parity
 from flyweight.measure.analysis import analyse, analysed_batches
 from flyweight.measure.error import folded, layer_errors
-from flyweight.measure.layers import layer_reports, notes_on
+from flyweight.measure.layers import layer_reports, note_on_unused, notes_on
 from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.planner.candidates import left_out
@@ -175,8 +175,9 @@ def analysed(run: Run, tried: Tried) -> Tried:
 
 def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
     """Carry out and export; ``folder`` must not exist."""
+    before = profile(run.model)
     # what the format cannot hold is refused before any work
-    exporter(run.settings.format).lower(predicted(plan, profile(run.model)))
+    exporter(run.settings.format).lower(predicted(plan, before))
     with run.progress.stage(f"Applying {name}"):
         applied = carry_out(run.model, plan, run.batches)
     model, training = _trained(run, applied.plan, applied.model, state=f"{folder.name}.safetensors")
@@ -192,7 +193,7 @@ def _made(run: Run, name: str, plan: Plan, folder: Path) -> _Made:
         planned=profile(model),
         artifact=artifact,
         parity=parity,
-        told=(*left_out(name, plan), *applied.notes, *training),
+        told=(*note_on_unused(before), *left_out(name, plan), *applied.notes, *training),
     )
 
 

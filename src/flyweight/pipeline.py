@@ -31,6 +31,7 @@ from flyweight.export.check import check_parity
 from flyweight.load.open import open_model
 from flyweight.load.source import check_model_source
 from flyweight.measure.calibrate import calibration_batches
+from flyweight.measure.layers import note_on_unused
 from flyweight.measure.profile import profile
 from flyweight.measure.reference import reference_quality
 from flyweight.model import Model
@@ -136,7 +137,8 @@ def evaluate_plan(
     batches = calibration_batches(model, task, data)
     with progress.stage(f"Applying {name}"):
         applied = carry_out(model, plan, batches)
-    result, plan, told = applied.model, applied.plan, (*left_out(name, plan), *applied.notes)
+    told = (*note_on_unused(profile(model)), *left_out(name, plan), *applied.notes)
+    result, plan = applied.model, applied.plan
     if settings.training.epochs:
         seed = settings.data_settings.seed
         teaching = Teaching(task=task, splits=data, batches=batches, settings=settings.training, seed=seed)

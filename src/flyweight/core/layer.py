@@ -121,6 +121,7 @@ class ModelProfile:
         other_bytes: What is stored outside those layers: biases, norms, smoothing factors, float modules.
         float_modules: Of those parameters, what holds whole weights.
         container_bytes: What the file format adds: graph, names, metadata; 0 before lowering.
+        unused: Layers whose output nothing uses: no file holds them, and they are counted nowhere.
     """
 
     model: str
@@ -128,6 +129,7 @@ class ModelProfile:
     float_modules: tuple[FloatModule, ...] = ()
     other_bytes: float = 0.0
     container_bytes: float = 0.0
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.by_name) != len(self.layers):

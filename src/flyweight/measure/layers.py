@@ -84,6 +84,14 @@ def notes_on(layers: tuple[LayerReport, ...], planned: ModelProfile) -> tuple[st
     return (*notes, *_notes_on_forms(layers, planned))
 
 
+def note_on_unused(before: ModelProfile) -> tuple[str, ...]:
+    """Which layers of the original no plan names and no file holds, if any."""
+    if not before.unused:
+        return ()
+    some = ", ".join(before.unused[:3]) + (", ..." if len(before.unused) > 3 else "")
+    return (f"nothing uses the output of {some}: left out of the plan and of the file",)
+
+
 def _notes_on_forms(layers: tuple[LayerReport, ...], planned: ModelProfile) -> Iterator[str]:
     """Which forms are lost on the way to the file."""
     forms = {layer.name: layer.encoding for layer in planned.layers}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile, Operation
 from flyweight.measure.float_modules import float_modules
 from flyweight.measure.forms import in_form
+from flyweight.measure.used import Reach
 from flyweight.model import Model
 from flyweight.tensors.activation import DynamicQuantizer
 from flyweight.tensors.encoded import EncodedLayer, Layer, encoded_layers, input_of, obstacle
@@ -29,12 +30,13 @@ _OPERATIONS: Mapping[type[nn.Module], Operation] = {
 def profile(model: Model) -> ModelProfile:
     """Profile of ``model`` from one forward pass of its example inputs (batch 1).
 
-    A layer that runs twice is recorded once, with the work of both. Weighted layers of other kinds,
+    A layer that runs twice is recorded once, with the work of both; one whose output nothing uses is only
+    named, as no file holds it. Weighted layers of other kinds,
     subclasses of the known ones, layers with hooks and embeddings with ``max_norm`` included, are float
     modules: no technique touches them.
     """
     found: dict[str, LayerProfile] = {}
-    owners: dict[int, tuple[str, EncodedLayer | Layer]] = {}
+    reach = Reach(model)
     inside = {id(m.layer) for m in model.module.modules() if isinstance(m, EncodedLayer)}
     handles = []
 
@@ -44,10 +46,8 @@ def profile(model: Model) -> ModelProfile:
         ) -> None:
             layer = _profile_of(name, module, input_of(args, kwargs), output)
             before = found.get(name)
-            owner, owning = owners.setdefault(id(_layer_of(module).weight), (name, module))
-            tied = owning is not module and _stored_alike(owning, module)
-            layer = replace(layer, tied_to=owner if tied else None)
             found[name] = layer if before is None else replace(before, macs=before.macs + layer.macs)
+            reach.wrote(name, output)
 
         return module.register_forward_hook(hook, with_kwargs=True)
 
@@ -56,17 +56,34 @@ def profile(model: Model) -> ModelProfile:
         if isinstance(module, EncodedLayer) or takes:
             handles.append(record(name, cast("EncodedLayer | Layer", module)))
     try:
-        model.outputs()
+        with reach:
+            outputs = model.outputs()
     finally:
         for handle in handles:
             handle.remove()
+    used = reach.used(outputs)
+    modules = {name: cast("EncodedLayer | Layer", model.module.get_submodule(name)) for name in found}
+    taken = {name: module for name, module in modules.items() if name in used}
     return ModelProfile(
         model=model.name,
-        layers=tuple(found.values()),
-        float_modules=float_modules(model, [model.module.get_submodule(name) for name in found]),
-        other_bytes=_other_bytes(model, [_layer_of(owning) for _, owning in owners.values()])
-        + _smoothing_bytes(model.module),
+        layers=_tied([found[name] for name in taken], taken),
+        float_modules=float_modules(model, list(modules.values())),
+        other_bytes=_other_bytes(modules, used, model) + _smoothing_bytes(model.module),
+        unused=tuple(name for name in found if name not in used),
     )
+
+
+def _tied(
+    layers: Sequence[LayerProfile], modules: Mapping[str, EncodedLayer | Layer]
+) -> tuple[LayerProfile, ...]:
+    """The layers, those that share weight and stored form with an earlier one tied to it."""
+    owners: dict[int, str] = {}
+    result = []
+    for layer in layers:
+        owner = owners.setdefault(id(_layer_of(modules[layer.name]).weight), layer.name)
+        tied = owner != layer.name and stored_alike(modules[owner], modules[layer.name])
+        result.append(replace(layer, tied_to=owner if tied else None))
+    return tuple(result)
 
 
 def parameter_count(model: Model) -> int:
@@ -74,7 +91,7 @@ def parameter_count(model: Model) -> int:
     return sum(p.numel() for p in model.module.parameters())
 
 
-def _stored_alike(one: EncodedLayer | Layer, other: EncodedLayer | Layer) -> bool:
+def stored_alike(one: EncodedLayer | Layer, other: EncodedLayer | Layer) -> bool:
     """Whether two layers that share a weight share what is stored of it."""
     first, second = (m.encoding() if isinstance(m, EncodedLayer) else None for m in (one, other))
     first, second = (None if isinstance(stored, PlainWeight) else stored for stored in (first, second))
@@ -116,9 +133,18 @@ def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
     return profile
 
 
-def _other_bytes(model: Model, layers: Sequence[Layer]) -> float:
-    weights = sum(layer.weight.numel() for layer in layers)
-    return (parameter_count(model) - weights) * FLOAT_BITS / 8
+def _other_bytes(modules: Mapping[str, EncodedLayer | Layer], used: Collection[str], model: Model) -> float:
+    """Of all parameters but weights of layers, and but those of unused layers alone."""
+    weights = {id(_layer_of(module).weight) for module in modules.values()}
+    idle = {id(_layer_of(module)) for name, module in modules.items() if name not in used}
+    kept = {
+        id(p): p.numel()
+        for m in model.module.modules()
+        if id(m) not in idle
+        for p in m.parameters(recurse=False)
+        if id(p) not in weights
+    }
+    return sum(kept.values()) * FLOAT_BITS / 8
 
 
 def _smoothing_bytes(root: nn.Module) -> float:

@@ -20,7 +20,8 @@ demo: .venv/installed  ## compress and run a small model, with nothing but this 
 
 test: lint types  ## everything a change has to pass
 	@echo "== tests"
-	@$(PYTEST) -n 2 --dist loadgroup
+# A worker takes whole files: what the tests of one share is made once.
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-test
 	@echo "== style"

@@ -37,8 +37,6 @@ from flyweight.testing.strategies import NETWORKS, batches_for, perceptron
 
 QUICK = {"learned_rounding": {"steps": 4, "rounds": 0}, "gptq": {"rounds": 1}}
 CASES = [case for name in catalog.names("technique") for case in cases(name, QUICK.get(name))]
-# One worker takes all tests of a case: the compressed network and its file are made once.
-GROUPED = [pytest.param(case, id=str(case), marks=pytest.mark.xdist_group(str(case))) for case in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +53,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Artif
     return of
 
 
-@pytest.mark.parametrize("case", GROUPED)
+@pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("check", TECHNIQUE_CHECKS, ids=lambda check: check.__name__)
 def test_technique_keeps_the_contract(case: Case, check: Callable[[Case], None]):
     _skip_refused(case)
     check(case)
 
 
-@pytest.mark.parametrize("case", GROUPED)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_result_exports_to_a_file_that_computes_the_same(case: Case, exported: Callable[[Case], Artifact]):
     _skip_refused(case)
     exported(case)
 
 
-@pytest.mark.parametrize("case", GROUPED)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_onnx_file_holds_integers_and_no_metadata(case: Case, exported: Callable[[Case], Artifact]):
     _skip_refused(case)
     model = onnx.load(exported(case).model_path)

@@ -1,5 +1,6 @@
 import io
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 from rich.console import Console
 
 from command_line import call
-from flyweight import attempt
+from flyweight import attempt, pipeline
 from flyweight import demo as demo_module
 from flyweight.core.report import Report, Verdict
 from flyweight.demo import digits, run_demo, train
 from flyweight.errors import InputError
+from flyweight.planner.candidates import candidates
 from flyweight.run.artifact import open_artifact
 from flyweight.settings import Settings
 from tests.run.small_artifacts import write_artifact
@@ -148,6 +150,7 @@ def test_a_refused_demo_ends_with_the_table_the_refusal_and_its_reason_and_exit_
 ) -> None:
     slow = "it is slower than the original: 1.61\N{MULTIPLICATION SIGN} slower [1.56, 1.67]"
     monkeypatch.setattr(attempt, "judge", lambda *_: Verdict(shipped=False, reasons=(slow,)))
+    monkeypatch.setattr(pipeline, "candidates", lambda *tried: islice(candidates(*tried), 1))
     monkeypatch.setattr(demo_module, "EPOCHS", 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

@@ -56,9 +56,9 @@ def test_layers_see_what_they_read_before_and_after_quantization(network: str):
     before = seen_by_hooks(graph, batches, names)
     floats, quantized = {}, {}
 
-    def visit(name, inputs, float_inputs):
-        floats[name] = [x.clone() for x in float_inputs]
-        quantized[name] = [x.clone() for x in inputs]
+    def visit(name, seen):
+        floats[name] = [x.clone() for x in seen.float_inputs]
+        quantized[name] = [x.clone() for x in seen.inputs]
         layer = graph.get_submodule(name)
         layer.weight = nn.Parameter(layer.weight * 1.1)
 
@@ -77,8 +77,8 @@ def test_the_first_layer_reads_the_same_tensors_both_ways():
     model = Model("twice", Twice(), {"x": torch.randn(1, 4)})
     same = {}
 
-    def visit(name, inputs, float_inputs):
-        same[name] = all(x is y for x, y in zip(inputs, float_inputs, strict=True))
+    def visit(name, seen):
+        same[name] = all(x is y for x, y in zip(seen.inputs, seen.float_inputs, strict=True))
         graph.get_submodule(name).weight.data.mul_(2)
 
     graph = capture(model)
@@ -90,7 +90,7 @@ def test_a_layer_called_twice_is_visited_once():
     torch.manual_seed(0)
     model = Model("twice", Twice(), {"x": torch.randn(1, 4)})
     graph, visited = capture(model), []
-    walk(graph, [{"x": torch.randn(3, 4)}], ["again"], lambda name, x, y: visited.append(name))
+    walk(graph, [{"x": torch.randn(3, 4)}], ["again"], lambda name, seen: visited.append(name))
     assert visited == ["again"]
 
 
@@ -99,7 +99,7 @@ def test_the_walk_leaves_unchosen_layers_alone():
     model = Model("twice", Twice(), {"x": torch.randn(1, 4)})
     graph = capture(model)
     before = copied(graph).state_dict()
-    walk(graph, [{"x": torch.randn(3, 4)}], ["first"], lambda name, x, y: None)
+    walk(graph, [{"x": torch.randn(3, 4)}], ["first"], lambda name, seen: None)
     assert all(torch.equal(value, before[key]) for key, value in graph.state_dict().items())
 
 
@@ -107,4 +107,4 @@ def test_a_layer_the_graph_does_not_call_is_named():
     torch.manual_seed(0)
     model = Model("twice", Twice(), {"x": torch.randn(1, 4)})
     with pytest.raises(UnsupportedError, match="layer 'nowhere' is not found in the traced model"):
-        walk(capture(model), [{"x": torch.randn(3, 4)}], ["nowhere"], lambda name, x, y: None)
+        walk(capture(model), [{"x": torch.randn(3, 4)}], ["nowhere"], lambda name, seen: None)

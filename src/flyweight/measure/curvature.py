@@ -31,6 +31,9 @@ class Moments:
         mean: Of ``x``.
         float_mean: Of ``y``.
         count: Places.
+        lacking: Sum of ``d x^T``, with ``d`` what the output has to have more than the float layer's; None
+            where it is nothing.
+        lacking_mean: Of ``d``.
     """
 
     own: Float[Tensor, "parts columns columns"]
@@ -38,13 +41,19 @@ class Moments:
     mean: Float[Tensor, "parts columns"]
     float_mean: Float[Tensor, "parts columns"]
     count: int
+    lacking: Float[Tensor, "parts rows columns"] | None = None
+    lacking_mean: Float[Tensor, "parts rows"] | None = None
 
     def centred(self) -> Moments:
         """Those of the differences from the means: all that weights see where a bias takes the means."""
         own = self.own - self.count * self.mean[:, :, None] * self.mean[:, None]
         cross = self.cross - self.count * self.float_mean[:, :, None] * self.mean[:, None]
         nothing = torch.zeros_like(self.mean)
-        return Moments(own, cross, nothing, nothing, self.count)
+        lacking, mean = self.lacking, self.lacking_mean
+        if lacking is None or mean is None:
+            return Moments(own, cross, nothing, nothing, self.count)
+        lacking = lacking - self.count * mean[:, :, None] * self.mean[:, None]
+        return Moments(own, cross, nothing, nothing, self.count, lacking, torch.zeros_like(mean))
 
 
 def moments(
@@ -52,6 +61,7 @@ def moments(
     inputs: Sequence[Tensor],
     float_inputs: Sequence[Tensor],
     keep: Sequence[Tensor | None] | None = None,
+    lacking: Sequence[Tensor] | None = None,
 ) -> Moments:
     """Moments of a linear or convolutional layer.
 
@@ -60,6 +70,7 @@ def moments(
         inputs: What it reads in the quantized model, batch by batch.
         float_inputs: What it reads in the float model; the same tensors where nothing before is quantized.
         keep: For each batch, (batch, tokens) bool: the tokens that count, where a linear layer reads tokens.
+        lacking: For each batch, of the output's shape, see `flyweight.measure.walk.Seen`.
 
     Raises:
         ValueError: An input is not finite.
@@ -69,19 +80,31 @@ def moments(
     own = torch.zeros(parts, columns, columns, dtype=torch.float64)
     cross = torch.zeros_like(own)
     total, float_total, count = own[:, 0].clone(), own[:, 0].clone(), 0
-    for x, y, kept in zip(inputs, float_inputs, keep or [None] * len(inputs), strict=True):
+    rows: int = layer.weight.shape[0] // parts
+    gaps = None if lacking is None else torch.zeros(parts, rows, columns, dtype=torch.float64)
+    gap_total = torch.zeros(parts, rows, dtype=torch.float64)
+    for index, (x, y) in enumerate(zip(inputs, float_inputs, strict=True)):
+        kept, first = None if keep is None else keep[index], 0
+        missing = None if lacking is None else lacking[index].float()
         for read, wanted in zip(_pieces(layer, x), _pieces(layer, y), strict=True):
-            rows = as_rows(layer, read, kept)
-            wanted_rows = rows if x is y else as_rows(layer, wanted, kept)
-            product = (rows.transpose(1, 2) @ rows).double()
+            vectors = as_rows(layer, read, kept)
+            wanted_vectors = vectors if x is y else as_rows(layer, wanted, kept)
+            product = (vectors.transpose(1, 2) @ vectors).double()
             own += product
-            cross += product if x is y else (wanted_rows.transpose(1, 2) @ rows).double()
-            total += rows.sum(1)
-            float_total += wanted_rows.sum(1)
-            count += rows.shape[1]
-    if not bool(torch.isfinite(own).all()):
+            cross += product if x is y else (wanted_vectors.transpose(1, 2) @ vectors).double()
+            total += vectors.sum(1)
+            float_total += wanted_vectors.sum(1)
+            count += vectors.shape[1]
+            if missing is not None and gaps is not None:
+                gap = as_output_rows(layer, missing[first : first + len(read)], kept)
+                gaps += (gap.transpose(1, 2) @ vectors).double()
+                gap_total += gap.sum(1)
+            first += len(read)
+    if not bool(torch.isfinite(own).all() and torch.isfinite(gap_total).all()):
         raise ValueError("reads NaN or infinite values on calibration data")
-    return Moments(own, cross, total / max(count, 1), float_total / max(count, 1), count)
+    places = max(count, 1)
+    gap_mean = None if gaps is None else gap_total / places
+    return Moments(own, cross, total / places, float_total / places, count, gaps, gap_mean)
 
 
 def as_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor, "parts places columns"]:
@@ -100,6 +123,15 @@ def as_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor
     batch, _, places = columns.shape
     by_part = columns.reshape(batch, layer.groups, -1, places).permute(1, 0, 3, 2)
     return by_part.reshape(layer.groups, batch * places, -1)
+
+
+def as_output_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor, "parts places rows"]:
+    """What the layer puts out at the places of `as_rows`."""
+    if isinstance(layer, nn.Linear):
+        return as_rows(layer, x, keep)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    by_part = x.float().reshape(len(x), layer.groups, layer.out_channels // layer.groups, -1)
+    return by_part.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def _pieces(layer: Layer, x: Tensor) -> Sequence[Tensor]:

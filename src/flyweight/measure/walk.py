@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -15,13 +16,32 @@ from torch import Tensor, fx, nn
 
 from flyweight.errors import UnsupportedError
 from flyweight.measure.graph import module_of
+from flyweight.measure.sums import other_summand
 from flyweight.model import copied
 
-# name of the layer, its inputs in the quantized model, its inputs in the float model, batch by batch
-Visit = Callable[[str, Sequence[Tensor], Sequence[Tensor]], None]
 Batches = Sequence[Mapping[str, Tensor]]
 # values of one place, batch by batch, to where they are kept until they were read: memory, or a disk
 Keep = Callable[[Iterable[Any]], Sequence[Any]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a layer reads and ought to put out, batch by batch.
+
+    Attributes:
+        inputs: In the quantized model.
+        float_inputs: In the float model; the same where nothing before is quantized.
+        lacking: Of the output's shape: what the output has to have more than the float layer's, to make up
+            for the error of what it is added to. None where it is added to nothing, or to what has no error.
+    """
+
+    inputs: Sequence[Tensor]
+    float_inputs: Sequence[Tensor]
+    lacking: Sequence[Tensor] | None = None
+
+
+Visit = Callable[[str, Seen], None]
 
 
 @torch.no_grad()
@@ -40,7 +60,7 @@ def walk(
         graph: From `flyweight.measure.graph.capture`; its layers are changed by ``visit`` alone.
         batches: Calibration batches, input name to (batch, ...).
         layers: Names of modules the graph calls. One that it calls twice is visited at the first call.
-        visit: Given what a layer reads; the layer must compute quantized afterwards.
+        visit: Given a layer's name and what it reads; the layer must compute quantized afterwards.
         float_batches: What the graph reads in the float model, where it is part of one and quantized layers
             lie before it; None where it reads the same.
         keep: Where the values between layers are kept.
@@ -119,9 +139,15 @@ class _Walk:
         self._float[node] = self._computed(node, self._float, module)
         if name in self._called_again:
             self._float_layers[name] = copied(module)
-        visit(name, self._quantized[source], self._float[source])
+        visit(name, Seen(self._quantized[source], self._float[source], self._lacking(node)))
         self._quantized[node] = self._computed(node, self._quantized, self._graph.get_submodule(name))
         self.to_visit.remove(name)
+
+    def _lacking(self, node: fx.Node) -> Sequence[Tensor] | None:
+        other = other_summand(self._graph, node)
+        found = None if other is None else other.lacking(self._float, self._quantized)
+        same_shape = found is not None and found[0].shape == self._float[node][0].shape
+        return found if same_shape else None
 
     def _computed(
         self, node: fx.Node, values: Mapping[fx.Node, Sequence[Any]], module: nn.Module | None

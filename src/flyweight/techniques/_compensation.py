@@ -51,7 +51,7 @@ def round_to_outputs(
     shaped = weight.detach().float().reshape(parts, -1, columns)
     kept = None if mask is None else mask.reshape(shaped.shape).float()
     moment = rounding.damped(moments.own, effort.damping)
-    target = rounding.aimed(shaped, moment, moments.cross + (moment - moments.own))
+    target = rounding.aimed(shaped, moment, moments.cross + (moment - moments.own), moments.lacking)
     one_grid = form.granularity == "tensor"
     best = rounding.searched(
         target if kept is None else target * kept,
@@ -85,4 +85,6 @@ def bias_shift(weight: Tensor, rounded: Rounded, moments: Moments) -> Tensor:
     shaped = weight.detach().double().reshape(parts, -1, columns)
     wanted = (shaped @ moments.float_mean.double()[..., None])[..., 0]
     got = (rounded.decode().double() @ moments.mean.double()[..., None])[..., 0]
+    if moments.lacking_mean is not None:
+        wanted = wanted + moments.lacking_mean
     return (wanted - got).float().reshape(-1)

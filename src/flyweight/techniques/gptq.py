@@ -1,14 +1,15 @@
 """GPTQ: weights rounded one column after the other, the columns left making up for the error so far.
 
 Each layer is solved on what it reads once all layers before it are quantized, towards what the float model
-puts out; linear layers and convolutions alike. Embeddings, which multiply nothing, and weights that two
-layers share are rounded to nearest.
+puts out; where its output is added to a residual stream, it makes up for the error of that stream too. Linear
+layers and convolutions alike. Embeddings, which multiply nothing, and weights that two layers share are
+rounded to nearest.
 
 Source: Frantar et al. 2022, arXiv:2210.17323; Li et al. 2025, arXiv:2504.02692 (GPTAQ: the float target);
 Behdin et al. 2023, arXiv:2309.01885 (coordinate descent).
-Differs: the target is solved for in closed form; scales are searched on the diagonal of the squared output
-error and refitted to the codes; the bias takes what is left of the mean. A row is never worse than rounded to
-nearest, in squared output error on the calibration data.
+Differs: the target is solved for in closed form, with the error of residual streams in it; scales are searched
+on the diagonal of the squared output error and refitted to the codes; the bias takes what is left of the mean.
+A row is never worse than rounded to nearest, in squared output error on the calibration data.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.measure.curvature import Moments, moments
 from flyweight.measure.graph import capture
-from flyweight.measure.walk import Batches, Keep, check_called, walk
+from flyweight.measure.walk import Batches, Keep, Seen, check_called, walk
 from flyweight.techniques import _settings
 from flyweight.techniques._affine import encoder_for, form_of, predicted
 from flyweight.techniques._compensation import Effort, as_stored, bias_shift, round_to_outputs
@@ -105,8 +106,8 @@ class GPTQ:
             _round_to_nearest(graph, name, form)
         tokens = [kept_tokens(batch) for batch in batches]
 
-        def visit(name: str, inputs: Sequence[Tensor], float_inputs: Sequence[Tensor]) -> None:
-            read = _read_by(graph, name, inputs, float_inputs, tokens)
+        def visit(name: str, seen: Seen) -> None:
+            read = _read_by(graph, name, seen, tokens)
             _round(graph, name, read, form, effort, bias_correction=bool(settings["bias_correction"]))
 
         walk(graph, batches, alone, visit, float_batches=float_batches, keep=keep)
@@ -145,17 +146,17 @@ def multiplies_alone(graph: nn.Module, name: str) -> bool:
 def _read_by(
     graph: nn.Module,
     name: str,
-    inputs: Sequence[Tensor],
-    float_inputs: Sequence[Tensor],
+    seen: Seen,
     tokens: Sequence[Tensor | None],
 ) -> Moments:
     """Moments of what the weight is multiplied by."""
     module = graph.get_submodule(name)
+    inputs, float_inputs = seen.inputs, seen.float_inputs
     if isinstance(module, EncodedLayer) and module.input_factors is not None:
         inputs = [x * module.input_factors for x in inputs]
         float_inputs = [x * module.input_factors for x in float_inputs]
     try:
-        return moments(_layer_at(graph, name), inputs, float_inputs, tokens)
+        return moments(_layer_at(graph, name), inputs, float_inputs, tokens, seen.lacking)
     except ValueError as error:
         raise UnsupportedError(
             f"layer {name!r} {error}: leave it out of the plan, or use weight_only, which needs no data"

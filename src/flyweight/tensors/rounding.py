@@ -148,6 +148,7 @@ def aimed(
     weight: Float[Tensor, "parts rows columns"],
     moment: Float[Tensor, "parts columns columns"],
     cross: Float[Tensor, "parts columns columns"],
+    lacking: Float[Tensor, "parts rows columns"] | None = None,
 ) -> Float[Tensor, "parts rows columns"]:
     """The weight that, on the quantized model's inputs, comes closest to the float model's outputs.
 
@@ -155,9 +156,13 @@ def aimed(
         weight: Of the float model.
         moment: Of the quantized model's inputs, from `damped`.
         cross: Of the float model's inputs with the quantized model's, damped by as much.
+        lacking: Of what the outputs should have more with the quantized model's inputs; None where nothing.
     """
-    target = (weight.double() @ cross).transpose(1, 2)
-    return torch.cholesky_solve(target, torch.linalg.cholesky(moment)).transpose(1, 2).float()
+    target = weight.double() @ cross
+    if lacking is not None:
+        target = target + lacking
+    solved = torch.cholesky_solve(target.transpose(1, 2), torch.linalg.cholesky(moment))
+    return solved.transpose(1, 2).float()
 
 
 def nearest(

@@ -7,9 +7,9 @@ rounded to nearest.
 
 Source: Frantar et al. 2022, arXiv:2210.17323; Li et al. 2025, arXiv:2504.02692 (GPTAQ: the float target);
 Behdin et al. 2023, arXiv:2309.01885 (coordinate descent).
-Differs: the target is solved for in closed form, with the error of residual streams in it; scales are searched
-on the diagonal of the squared output error and refitted to the codes; the bias takes what is left of the mean.
-A row is never worse than rounded to nearest, in squared output error on the calibration data.
+Differs: the target is solved for in closed form, the error of residual streams included; scales are searched
+on the diagonal of the squared output error and refitted to the codes; the bias takes what is left of the
+mean. A row is never worse than rounded to nearest, in squared output error on the calibration data.
 """
 
 from __future__ import annotations

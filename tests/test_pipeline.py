@@ -18,7 +18,7 @@ from flyweight.core.cost import Budget
 from flyweight.core.plan import Plan
 from flyweight.core.report import Report
 from flyweight.data.examples import Examples, Splits
-from flyweight.errors import ContractError, InputError, ParityError, UnsupportedError
+from flyweight.errors import InputError, ParityError, UnsupportedError
 from flyweight.model import Model
 from flyweight.pipeline import compress, evaluate_plan, export, refused_path
 from flyweight.recover.settings import TrainingSettings
@@ -169,7 +169,7 @@ def test_refused_report_on_disk_gives_the_reasons_and_all_attempts(refused: tupl
     assert [a["name"] for a in told["attempts"]] == ["weight_only", "dynamic_int8"]
 
 
-@pytest.mark.parametrize("error", [UnsupportedError, ContractError, ParityError])
+@pytest.mark.parametrize("error", [UnsupportedError, ParityError])
 def test_a_technique_that_fails_leaves_the_turn_to_the_next(
     error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

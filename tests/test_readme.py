@@ -82,6 +82,7 @@ def yours(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # a minute; the README's commands are the same, and are run each time
 def test_what_the_quickstart_says_works(yours: Path) -> None:
     small = "small"
     for language, text in blocks(ROOT / "docs" / "quickstart.md"):

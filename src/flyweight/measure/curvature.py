@@ -121,8 +121,9 @@ def as_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor
         x, kernel, stride, dilation = x[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
     columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
     batch, _, places = columns.shape
-    by_part = columns.reshape(batch, layer.groups, -1, places).permute(1, 0, 3, 2)
-    return by_part.reshape(layer.groups, batch * places, -1)
+    by_part = columns.reshape(batch, layer.groups, -1, places).permute(1, 2, 0, 3)
+    # turned last, where it costs nothing: moving whole rows of places is what is quick
+    return by_part.reshape(layer.groups, -1, batch * places).transpose(1, 2)
 
 
 def as_output_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor, "parts places rows"]:
@@ -131,7 +132,7 @@ def as_output_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float
         return as_rows(layer, x, keep)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     by_part = x.float().reshape(len(x), layer.groups, layer.out_channels // layer.groups, -1)
-    return by_part.permute(1, 0, 3, 2).flatten(1, 2)
+    return by_part.permute(1, 2, 0, 3).flatten(2).transpose(1, 2)
 
 
 def _pieces(layer: Layer, x: Tensor) -> Sequence[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
@@ -10,7 +11,13 @@ from torch import Tensor
 from flyweight.measure.curvature import Moments
 from flyweight.tensors import rounding
 from flyweight.tensors.affine import AffineForm
+from flyweight.tensors.ranges import Grid
 from flyweight.tensors.rounding import Rounded
+
+# Of the scale that is best for each weight by itself: where columns make up for each other, another may be
+# better. Those and the neighbouring zero points took 3 to 20 % off the output error of 3-bit convolutions.
+OTHER_SCALES = (0.85, 0.92, 1.08)
+OTHER_ZERO_POINTS = (-1, 1)
 
 
 @final
@@ -20,7 +27,8 @@ class Effort:
 
     Attributes:
         damping: Added to the second moments, as a share of the mean of their diagonal.
-        rounds: Refits of the scales, each followed by sweeps over all codes.
+        rounds: Refits of the scales, each followed by sweeps over all codes; with 0, other scales are not
+            tried either.
         sweeps: Of coordinate descent in each round.
     """
 
@@ -63,11 +71,23 @@ def round_to_outputs(
     )
     found = rounding.compensated(target, form.grid, best, moment)
     best = rounding.better(target, best, found, moment)
+    if form.granularity == "channel" and effort.rounds:
+        for start in _other_grids(best, form.grid):
+            found = rounding.compensated(target, form.grid, start, moment)
+            found = rounding.descend(target, form.grid, rounding.refit(target, found, moment), moment)
+            best = rounding.better(target, best, found, moment)
     for _ in range(effort.rounds):
         start = best if one_grid else rounding.refit(target, best, moment)
         found = rounding.descend(target, form.grid, start, moment, effort.sweeps)
         best = rounding.better(target, best, found, moment)
     return best
+
+
+def _other_grids(start: Rounded, grid: Grid) -> Iterator[Rounded]:
+    for ratio in OTHER_SCALES:
+        yield replace(start, scale=start.scale * ratio)
+    for shift in () if grid.symmetric else OTHER_ZERO_POINTS:
+        yield replace(start, zero_point=(start.zero_point + shift).clamp(grid.lowest, grid.highest))
 
 
 def as_stored(rounded: Rounded, form: AffineForm) -> tuple[Tensor, Tensor | None]:

@@ -13,10 +13,17 @@ from flyweight.export.onnx import OnnxExporter
 from flyweight.measure.error import sqnr_db
 from flyweight.measure.profile import profile
 from flyweight.model import Model
+from flyweight.planner.candidates import plan_for
 from flyweight.techniques._dynamic_inputs import _examples
 from flyweight.techniques.dynamic_int8 import DynamicInt8
 from flyweight.testing.contracts import SIZE_SLACK_BYTES
-from flyweight.testing.strategies import batches_for, residual_network, signal_network, text_network
+from flyweight.testing.strategies import (
+    batches_for,
+    perceptron,
+    residual_network,
+    signal_network,
+    text_network,
+)
 
 
 def tokens_model(columns=32, rows=8):
@@ -94,6 +101,30 @@ def test_outlier_channel_is_smoothed_and_the_output_is_closer():
     wanted = model.outputs({"input": x[:1]})[0]
     errors = [sqnr_db(wanted, result.outputs({"input": x[:1]})[0]) for result in (smooth, plain)]
     assert errors[0] > errors[1] + 3
+
+
+@pytest.mark.parametrize("transform", ["equalization", "smoothing"])
+def test_a_channel_that_no_example_excites_does_not_coarsen_the_range_after_a_transform(transform):
+    model = perceptron()
+    batches = batches_for(model)
+    plan = plan_for(profile(model), f"{transform}+dynamic_int8", {})
+    result = apply(model, plan, batches)
+    unseen = {"input": torch.randn(200, 12, generator=torch.Generator().manual_seed(5))}
+    assert sqnr_db(model.outputs(unseen)[0], result.outputs(unseen)[0]) > 40
+
+
+def test_factors_are_1_where_nothing_was_seen_and_bounded_where_little_was():
+    model = tokens_model(columns=16, rows=16)
+    x = torch.randn(8, 6, 16)
+    x[..., 3] *= 200
+    x[..., 5] = 0
+    x[..., 6] *= 1e-5
+    with torch.no_grad():
+        model.module[0].weight[:, 3] /= 200
+    factors = 1 / quantized(model, [{"input": x}]).module[0].input_factors
+    assert factors[5] == 1
+    assert factors[6] == pytest.approx(1 / 8)
+    assert factors[3] > 8
 
 
 def test_smoothing_factors_are_in_the_predicted_size_once_a_tensor(tmp_path):

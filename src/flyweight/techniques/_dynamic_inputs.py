@@ -28,6 +28,8 @@ from flyweight.tensors.encoded import input_of
 PROBE_EXAMPLES = 8
 # Alpha of the source: 0 leaves the activations as they are, 1 makes all channels equal.
 SMOOTHING_STRENGTH = 0.5
+# A channel that is rare among the probed examples is scaled up by at most 8; smaller factors gained nothing.
+LEAST_FACTOR, LARGEST_FACTOR = 1 / 8, 64.0
 LEAST_SMOOTHING_GAIN_DB = 3.0
 LEAST_TOKEN_GAIN_DB = 6.0
 
@@ -91,14 +93,19 @@ def _gains(before: float, after: float, least_db: float) -> bool:
 
 
 def _smoothing(group: _Group) -> Tensor:
-    """Factors that split each channel's range evenly between input and weight, 1 for the middle channel."""
+    """Factors that split each channel's range evenly between input and weight, 1 for the middle channel.
+
+    Channels that the probed examples never excite keep factor 1, and the others stay within a bound: what
+    looks small in a few examples must not be scaled up so far that it coarsens the range when it is not.
+    """
     largest = torch.stack([x.abs().amax(0) for x in group.inputs]).amax(0)
     weight = torch.stack([layer.weight.abs().amax(0) for layer in group.layers]).amax(0)
-    tiny = torch.finfo(torch.float32).eps
-    outer, inner = largest.clamp_min(tiny), weight.clamp_min(tiny)
-    factors = outer**SMOOTHING_STRENGTH / inner ** (1 - SMOOTHING_STRENGTH)
-    factors = factors / factors.median()
-    return factors.clamp(1 / 64, 64.0)  # a channel that calibration never saw must not lose its range
+    seen = (largest > 0) & (weight > 0)
+    if not bool(seen.any()):
+        return torch.ones_like(largest)
+    factors = largest**SMOOTHING_STRENGTH / weight ** (1 - SMOOTHING_STRENGTH)
+    factors = factors / factors[seen].median()
+    return torch.where(seen, factors.clamp(LEAST_FACTOR, LARGEST_FACTOR), 1.0)
 
 
 def _error(group: _Group, candidate: InputForm, form: AffineForm) -> float:

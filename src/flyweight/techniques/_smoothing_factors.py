@@ -44,7 +44,10 @@ class Choice:
 def smoothquant(
     site: Site, seen: Seen, weights: Mapping[str, Tensor], *, alpha: float
 ) -> Float[Tensor, " channels"]:
-    """``max|x|**alpha / max|w|**(1 - alpha)``; 1 for channels that are never used."""
+    """``max|x|**alpha / max|w|**(1 - alpha)``; for channels that are never used the middle one.
+
+    A smaller one would scale such a channel up beside the others, and it may be large on other data.
+    """
     weight = torch.zeros(site.channels, dtype=torch.float64)
     for name, channel in site.reads.items():
         weight.scatter_reduce_(0, channel, weights[name].double().abs().amax(0), "amax")
@@ -53,7 +56,8 @@ def smoothquant(
         return torch.ones(site.channels)
     factors = seen.largest**alpha / weight ** (1 - alpha)
     middle = factors[used].median()
-    return torch.where(used, factors.clamp(middle / LARGEST_FACTOR, middle * LARGEST_FACTOR), 1.0).float()
+    bounded = factors.clamp(middle / LARGEST_FACTOR, middle * LARGEST_FACTOR)
+    return torch.where(used, bounded, middle).float()
 
 
 def awq(
@@ -78,10 +82,13 @@ def awq(
 
 
 def _powers(mean: Float[Tensor, " channels"], exponent: float) -> Float[Tensor, " channels"]:
-    """Powers of the means, 1 in the middle of the largest and the smallest."""
+    """Powers of the means, 1 in the middle of the largest and the smallest, and where nothing was seen."""
+    seen = mean > 0
+    if not bool(seen.any()):
+        return torch.ones_like(mean).float()
     powers = mean.clamp_min(torch.finfo(torch.float32).tiny) ** exponent
-    middle = (powers.amax().log() + powers.amin().log()).mul(0.5).exp()
-    return (powers / middle).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR).float()
+    middle = (powers[seen].amax().log() + powers[seen].amin().log()).mul(0.5).exp()
+    return torch.where(seen, (powers / middle).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR), 1.0).float()
 
 
 def output_error(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from command_line import call
+from flyweight import streaming
 from streamed_stack import BLOCKS, stack_files
 
 
@@ -81,6 +83,45 @@ def test_a_folder_that_is_there_is_not_replaced(
     assert (code, "holds an artifact already" in told) == (1, True)
     assert call(capsys, words(files, out, "--bits", "2", "--overwrite"))[0] == 0
     assert json.loads((out / "manifest.json").read_text())["settings"]["bits"] == 2
+
+
+def test_an_interrupt_says_that_finished_blocks_stay_and_the_same_command_goes_on(
+    capsys: pytest.CaptureFixture[str],
+    files: tuple[Path, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    out = tmp_path / "out"
+    quantize = streaming._quantize
+
+    def interrupted(work: Any, index: int, streams: Any) -> Any:
+        if index == 2:
+            raise KeyboardInterrupt
+        return quantize(work, index, streams)
+
+    monkeypatch.setattr(streaming, "_quantize", interrupted)
+    code, _, told = call(capsys, words(files, out))
+    assert code == 130
+    kept = f"interrupted; 2 of {BLOCKS} blocks are kept in {out}-unfinished, and the same command goes on"
+    assert kept in told
+    monkeypatch.undo()
+    assert call(capsys, words(files, out))[0] == 0
+    assert not Path(f"{out}-unfinished").exists()
+
+
+def test_an_interrupt_before_the_first_block_leaves_nothing(
+    capsys: pytest.CaptureFixture[str],
+    files: tuple[Path, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "_quantize", interrupted)
+    code, _, told = call(capsys, words(files, tmp_path / "out"))
+    assert (code, told) == (130, "flyweight: interrupted; nothing half-made is left\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_arrays_that_are_no_inputs_are_named(

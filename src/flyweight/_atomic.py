@@ -120,9 +120,14 @@ def kept_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def work_folder() -> Iterator[Path]:
-    """A temporary folder, gone afterwards. What killed runs left is cleared."""
-    target = Path(tempfile.gettempdir()) / WORK_NAME
+def work_folder(parent: Path | None = None, name: str = WORK_NAME) -> Iterator[Path]:
+    """A temporary folder, gone afterwards. What killed runs left there under that name is cleared.
+
+    Args:
+        parent: Where; None is the system's place for temporary files.
+        name: Part of the folder's name.
+    """
+    target = Path(os.path.realpath(parent or tempfile.gettempdir())) / name
     with _writing(target):
         _clear_leftovers(target)
         folder, lock = _claim(target)

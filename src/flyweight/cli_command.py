@@ -19,9 +19,14 @@ from flyweight.report.wording import printable
 
 FAILED, MISUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 TRACEBACK = "--traceback"
+NOTHING_LEFT = "nothing half-made is left"
 
 # What click calls UsageError; typer has it under this name only, in releases with and without click.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _Interrupted(Exception):
+    """A command was interrupted; what it says of what it left behind."""
 
 
 def spread(function: Callable[..., int]) -> Callable[..., int]:
@@ -38,7 +43,11 @@ def spread(function: Callable[..., int]) -> Callable[..., int]:
         own: dict[str, dict[str, object]] = {name: {} for name in groups}
         for key, value in values.items():
             own[owners[key]][key] = value
-        return function(**{name: group(**own[name]) for name, group in groups.items()})
+        given = {name: group(**own[name]) for name, group in groups.items()}
+        try:
+            return function(**given)
+        except KeyboardInterrupt as interrupt:  # typer would make an exit code of it
+            raise _Interrupted("; ".join(getattr(interrupt, "__notes__", ()))) from interrupt
 
     parameters = [
         inspect.Parameter(
@@ -63,9 +72,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         What the command returned; 1 for a failure, 2 for a wrong command line, 130 after Ctrl-C, 143 after
         SIGTERM.
     """
+    left = NOTHING_LEFT
     try:
         with sigterm_interrupts() as terminated:
             code = _called(app, list(arguments) or ["--help"])
+    except _Interrupted as interrupt:
+        code, left = INTERRUPTED, str(interrupt) or NOTHING_LEFT
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except UsageError as error:
@@ -80,8 +92,8 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return code or 0
     exec("")  # an interrupt inside of another exec has `python -m` die of SIGINT at its end; this forgets it
     if terminated():
-        return _told("terminated; nothing half-made is left", TERMINATED)
-    return _told("interrupted; nothing half-made is left", INTERRUPTED)
+        return _told(f"terminated; {left}", TERMINATED)
+    return _told(f"interrupted; {left}", INTERRUPTED)
 
 
 def _called(app: typer.Typer, arguments: list[str]) -> Any:

@@ -141,11 +141,8 @@ def stream(
         with kept_folder(settings.out, overwrite=settings.overwrite) as folder:
             journal = open_journal(folder, request, restart=settings.overwrite)
             work = _Work(settings, source, blocks, technique, keep, folder)
-            try:
+            with _keeping_blocks(work, journal):
                 _quantize_blocks(work, journal, batches, progress)
-            finally:
-                if not journal.done:
-                    shutil.rmtree(folder)
             with progress.stage("Writing what is outside of the blocks"):
                 manifest = _finish(work, journal)
     return manifest
@@ -206,6 +203,21 @@ def _activations(folder: Path | None) -> Iterator[Keep]:
     else:
         with disk_cache(folder) as cache:
             yield cache.keep
+
+
+@contextmanager
+def _keeping_blocks(work: _Work, journal: Journal) -> Iterator[None]:
+    """After a failure the folder stays if a block is in it; an interrupt says so."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if journal.done:
+            count = f"{len(journal.done)} of {len(work.blocks)} blocks"
+            interrupt.add_note(f"{count} are kept in {work.folder}, and the same command goes on from there")
+        raise
+    finally:
+        if not journal.done:
+            shutil.rmtree(work.folder)
 
 
 def _quantize_blocks(work: _Work, journal: Journal, batches: Batches, progress: Progress) -> None:

@@ -83,6 +83,18 @@ def test_the_folder_goes_even_after_a_failure(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_run_left_is_cleared_by_the_next_and_that_of_a_running_one_is_not(tmp_path: Path):
+    dead = tmp_path / ".flyweight-activations.0123abcd.partial"
+    dead.mkdir()
+    (dead / "0.values").write_bytes(b"half")
+    with disk_cache(tmp_path):
+        (running,) = tmp_path.iterdir()
+        assert running != dead
+        with disk_cache(tmp_path):
+            assert running in tmp_path.iterdir()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
     with (
         pytest.raises(InputError, match=r"activations cannot be kept in .*missing"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from flyweight._atomic import work_folder
 from flyweight.errors import InputError
 
+WORK_NAME = "flyweight-activations"
 ALIGNMENT = 64  # bytes, that of torch's own memory: kernels must take the same path for both
 SMALLEST = 4096  # bytes, a page of memory: less is not worth a place in a file
 
@@ -106,17 +106,12 @@ class DiskCache:
 
 @contextmanager
 def disk_cache(parent: Path) -> Iterator[DiskCache]:
-    """A cache in a folder of its own inside ``parent``, gone afterwards.
+    """A cache in a folder of its own inside ``parent``, gone afterwards; what killed runs left is cleared.
 
     Raises:
         InputError: ``parent`` is no folder that can be written.
     """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="flyweight-activations-", dir=parent))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"activations cannot be kept in {parent}: {reason}; name a folder") from error
-    try:
+    if not parent.is_dir():
+        raise InputError(f"activations cannot be kept in {parent}: there is no such folder; name another")
+    with work_folder(parent, WORK_NAME) as folder:
         yield DiskCache(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks import (
     bounded_memory,
     cifar_int8,
+    cifar_low_bits,
     cifar_qat,
     lean_import,
     lenet_binary,
@@ -35,6 +36,7 @@ from flyweight.errors import FlyweightError, InputError
 CLAIMS = (
     cifar_int8.CLAIM,
     minilm_int8.CLAIM,
+    cifar_low_bits.CLAIM,
     cifar_qat.CLAIM,
     lenet_binary.CLAIM,
     refuses_slower.CLAIM,

@@ -45,6 +45,11 @@ ONNXRUNTIME = Rival(
     ("onnxruntime==1.31.1", "onnx==1.23.2", "sympy==1.14.0"),  # sympy: its symbolic shape inference
     ROOT / "benchmarks" / "rival_onnxruntime.py",
 )
+WEIGHTS = Rival(
+    "weights",
+    ("llmcompressor==0.14.0.1", "hqq==0.2.8.post1"),
+    ROOT / "benchmarks" / "rival_weights.py",
+)
 
 
 def run(

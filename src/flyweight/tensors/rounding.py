@@ -187,25 +187,21 @@ def compensated(
         moment: Positive definite: from `damped`.
     """
     order = moment.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True)
-    back = order.argsort()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment[:, order][:, :, order]))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
-    scale, zero = start.scale[..., start.group[order]], start.zero_point[..., start.group[order]]
-    kept = None if start.kept is None else start.kept[..., order]
-    left, codes = weight[..., order].clone(), torch.empty_like(weight)
-    for first in range(0, weight.shape[-1], BLOCK):
-        last = min(first + BLOCK, weight.shape[-1])
-        errors = torch.empty_like(left[..., first:last])
+    columns = _Columns(grid, start, order)
+    left, codes = _by_column(weight[..., order]), torch.empty_like(columns.step)
+    pushes, reciprocal = factor.permute(1, 2, 0)[..., None], 1 / _by_column(factor.diagonal(dim1=1, dim2=2))
+    for first in range(0, len(left), BLOCK):
+        last = min(first + BLOCK, len(left))
+        errors = torch.empty_like(left[first:last])
         for j in range(first, last):
-            code = grid.quantize(left[..., j], scale[..., j], zero[..., j])
-            decoded = (code - zero[..., j]) * scale[..., j]
-            if kept is not None:
-                decoded = decoded * kept[..., j]
-            error = (left[..., j] - decoded) / factor[:, j, j, None]
-            left[..., j:last] -= error[..., None] * factor[:, None, j, j:last]
-            codes[..., j], errors[..., j - first] = code, error
-        left[..., last:] -= errors @ factor[:, first:last, last:]
-    return replace(start, codes=codes[..., back])
+            code = columns.nearest(left[j] / columns.scale[j], j)
+            codes[j] = code
+            error = torch.mul(left[j] - code * columns.step[j], reciprocal[j], out=errors[j - first])
+            left[j + 1 : last].addcmul_(pushes[j, j + 1 : last], error, value=-1)
+        left[last:] -= _pushed(factor[:, first:last, last:], errors)
+    return replace(start, codes=_by_row(codes)[..., order.argsort()] + start.zero_point[..., start.group])
 
 
 def descend(
@@ -217,23 +213,64 @@ def descend(
 ) -> Rounded:
     """Codes taken one column after the other to where the output error is least, the others kept."""
     moment = moment.float()
-    scale, zero = start.scale[..., start.group], start.zero_point[..., start.group]
-    kept = torch.ones(()).expand_as(weight) if start.kept is None else start.kept
-    codes, diagonal = start.codes.clone(), moment.diagonal(dim1=-2, dim2=-1)
+    columns = _Columns(grid, start, torch.arange(weight.shape[-1]))
+    codes, pushes = (
+        _by_column(start.codes - start.zero_point[..., start.group]),
+        moment.permute(1, 2, 0)[..., None],
+    )
+    diagonal = _by_column(moment.diagonal(dim1=1, dim2=2))
+    steps = (1 / (diagonal * columns.scale)).clamp(
+        max=torch.finfo(torch.float32).max
+    )  # a code's for a pull of 1
     for _ in range(sweeps):
-        pull = (weight - (codes - zero) * scale * kept) @ moment  # of the error on each column
-        for first in range(0, weight.shape[-1], BLOCK):
-            last = min(first + BLOCK, weight.shape[-1])
-            moved = torch.zeros_like(weight[..., first:last])
+        off = weight - _by_row(codes * columns.step)
+        pull = _by_column(off @ moment)  # of the error on each column
+        for first in range(0, len(pull), BLOCK):
+            last = min(first + BLOCK, len(pull))
+            moved = torch.empty_like(pull[first:last])
             for j in range(first, last):
-                before = codes[..., j] - zero[..., j]
-                wanted = before * scale[..., j] + pull[..., j] / diagonal[:, j, None]
-                code = grid.quantize(wanted, scale[..., j], zero[..., j])
-                change = (code - codes[..., j]) * scale[..., j] * kept[..., j]
-                pull[..., j:last] -= change[..., None] * moment[:, None, j, j:last]
-                codes[..., j], moved[..., j - first] = code, change
-            pull[..., last:] -= moved @ moment[:, first:last, last:]
-    return replace(start, codes=codes)
+                code = columns.nearest(torch.addcmul(codes[j], pull[j], steps[j]), j)
+                change = torch.mul(code - codes[j], columns.step[j], out=moved[j - first])
+                pull[j + 1 : last].addcmul_(pushes[j, j + 1 : last], change, value=-1)
+                codes[j] = code
+            pull[last:] -= _pushed(moment[:, first:last, last:], moved)
+    return replace(start, codes=_by_row(codes) + start.zero_point[..., start.group])
+
+
+@final
+class _Columns:
+    """The grids of a weight, column after column: what a step of one column needs, side by side in memory.
+
+    Attributes:
+        scale: (columns, parts, rows).
+        step: The same; 0 where a weight is removed.
+    """
+
+    def __init__(self, grid: Grid, start: Rounded, order: Tensor) -> None:
+        group = start.group[order]
+        zero = _by_column(start.zero_point[..., group])
+        self.scale = _by_column(start.scale[..., group])
+        self.step = self.scale if start.kept is None else self.scale * _by_column(start.kept[..., order])
+        self._lowest, self._highest = grid.lowest - zero, grid.highest - zero
+
+    def nearest(self, values: Tensor, column: int) -> Tensor:
+        """(parts, rows) whole steps that the grid of a column has; ``values`` is changed."""
+        return values.round_().clamp_(self._lowest[column], self._highest[column])
+
+
+def _by_column(values: Tensor) -> Tensor:
+    """(columns, parts, rows) from (parts, rows, columns); (columns, parts, 1) from (parts, columns)."""
+    wide = values if values.dim() == 3 else values[:, None]
+    return wide.permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
+
+
+def _by_row(values: Tensor) -> Tensor:
+    return values.permute(1, 2, 0)
+
+
+def _pushed(factors: Tensor, changes: Tensor) -> Tensor:
+    """(rest, parts, rows): what changes of a block, (block, parts, rows), do to columns after it."""
+    return (factors.transpose(1, 2) @ changes.transpose(0, 1)).transpose(0, 1)
 
 
 def refit(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor, fx
 
@@ -32,6 +32,16 @@ _COUNTS = (
     "activation_mode",
     "activation_bits",
 )
+
+
+@runtime_checkable
+class AppliesTogether(Protocol):
+    """A technique that takes all its decisions of a plan at once, where one looks at what others change."""
+
+    def apply_together(
+        self, model: Model, decisions: Sequence[Decision], batches: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """As `Technique.apply`, for decisions that name different layers."""
 
 
 @final
@@ -79,16 +89,14 @@ def carry_out(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] 
     _make_wrappable(result, plan, batches)
     idle: dict[Decision, NothingFound] = {}
     decisions = plan.in_stage_order()
-    for decision in decisions:
-        technique: Technique = catalog.get("technique", decision.technique)()
+    for group in _together(decisions):
         try:
-            technique.apply(result, decision, batches)
+            _carry_out(group, result, batches)
         except NothingFound as reason:
-            idle[decision] = reason
+            idle |= dict.fromkeys(group, reason)
         if result.output_shapes() != shapes:
-            raise ContractError(
-                f"{decision.technique} on {', '.join(decision.layers)} changed the output shapes"
-            )
+            layers = ", ".join(name for decision in group for name in decision.layers)
+            raise ContractError(f"{group[0].technique} on {layers} changed the output shapes")
     if decisions and len(idle) == len(decisions):
         reasons = "; ".join(dict.fromkeys(map(str, idle.values())))
         raise UnsupportedError(f"{reasons}; choose another technique")
@@ -96,6 +104,24 @@ def carry_out(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] 
     check_promises(expected, profile(result))
     notes = dict.fromkeys(f"{reason}; left out of the plan" for reason in idle.values())
     return Applied(result, _without(plan, idle), tuple(notes))
+
+
+def _together(decisions: Sequence[Decision]) -> Iterator[tuple[Decision, ...]]:
+    """What is carried out at once: all decisions of a technique that takes several, else one by one."""
+    groups: dict[object, list[Decision]] = {}
+    for decision in decisions:
+        takes_several = isinstance(catalog.get("technique", decision.technique)(), AppliesTogether)
+        key = (decision.stage, decision.technique) if takes_several else decision
+        groups.setdefault(key, []).append(decision)
+    yield from map(tuple, groups.values())
+
+
+def _carry_out(decisions: Sequence[Decision], model: Model, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    technique: Technique = catalog.get("technique", decisions[0].technique)()
+    if isinstance(technique, AppliesTogether):
+        technique.apply_together(model, decisions, batches)
+    else:
+        technique.apply(model, decisions[0], batches)
 
 
 def _without(plan: Plan, idle: Iterable[Decision]) -> Plan:

@@ -59,6 +59,28 @@ def test_later_layers_make_up_for_earlier_ones():
     assert output_error(model, together, unseen) < output_error(model, alone, unseen)
 
 
+def test_decisions_of_different_settings_are_solved_in_one_walk():
+    model, batches = deep(), [{"input": correlated(1)}]
+    whole = apply(model, plan_of(model, "gptq", bits=2), batches)
+    mixed = (  # as above, but for one default that is spelt out: these decisions are not joined
+        Decision("gptq", ("4", "0"), Stage.QUANTIZE, {"bits": 2}),
+        Decision("gptq", ("2",), Stage.QUANTIZE, {"bits": 2, "symmetric": False}),
+    )
+    parts = apply(model, Plan("deep", mixed), batches)
+    for (name, one), (_, other) in zip(
+        encoded_layers(whole.module), encoded_layers(parts.module), strict=True
+    ):
+        assert torch.equal(one.encoding().decode(), other.encoding().decode()), name
+
+
+def test_each_layer_gets_the_width_of_its_decision():
+    model, batches = deep(), [{"input": correlated(1)}]
+    widths = {"0": 8, "2": 2, "4": 4}
+    decisions = (Decision("gptq", (name,), Stage.QUANTIZE, {"bits": b}) for name, b in widths.items())
+    result = apply(model, Plan("deep", tuple(decisions)), batches)
+    assert {layer.name: layer.code_bits for layer in profile(result).layers} == widths
+
+
 def test_mean_outputs_stay_where_biases_can_take_the_shift():
     model, batches = deep(), [{"input": correlated(1) + 3}]
     result = apply(model, plan_of(model, "gptq", bits=2), batches)

@@ -6,7 +6,7 @@ Source: Frantar and Alistarh 2022, arXiv:2208.11580 (layer-wise Hessian); Li et 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -105,6 +105,12 @@ def moments(
     places = max(count, 1)
     gap_mean = None if gaps is None else gap_total / places
     return Moments(own, cross, total / places, float_total / places, count, gaps, gap_mean)
+
+
+def kept_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """(batch, tokens), False where a text is padded; None where the model reads no texts."""
+    mask = batch.get("attention_mask")
+    return None if mask is None else mask.bool()
 
 
 def as_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor, "parts places columns"]:

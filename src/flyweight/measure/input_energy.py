@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.errors import UnsupportedError
-from flyweight.measure.curvature import as_rows
+from flyweight.measure.curvature import as_rows, kept_tokens
 from flyweight.model import Model
 from flyweight.tensors.encoded import EncodedLayer, Layer, input_of
 
@@ -47,8 +47,7 @@ def input_energy(
     handles = [record(name, module) for name, module in modules.items() if not _is_embedding(module)]
     try:
         for batch in batches:
-            mask = batch.get("attention_mask")
-            keep = None if mask is None else mask.bool()
+            keep = kept_tokens(batch)
             model.outputs(batch)
     finally:
         for handle in handles:

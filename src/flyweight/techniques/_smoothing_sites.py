@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 
 from flyweight.errors import UnsupportedError
-from flyweight.measure.curvature import as_rows
+from flyweight.measure.curvature import as_rows, kept_tokens
 from flyweight.techniques._channel_rules import layer_of, scaled_layer
 from flyweight.techniques._channels import Channels, Side
 from flyweight.techniques._classes import FIXED
@@ -120,8 +120,7 @@ def observe_inputs(
     handles = [record(name) for name in gathered]
     try:
         for batch in batches:
-            mask = batch.get("attention_mask")
-            keep = None if mask is None else mask.bool()
+            keep = kept_tokens(batch)
             model.outputs(batch)
     finally:
         for handle in handles:

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import InputError, UnsupportedError
-from flyweight.measure.curvature import Moments, moments
+from flyweight.measure.curvature import Moments, kept_tokens, moments
 from flyweight.measure.graph import capture
 from flyweight.measure.walk import Batches, Keep, Seen, check_called, walk
 from flyweight.techniques import _settings
@@ -82,7 +82,14 @@ class GPTQ:
             InputError: There are no calibration batches.
             UnsupportedError: The model cannot be traced, or a layer reads values that are not finite.
         """
-        self.apply_to_part(model, decision, batches, float_batches=None, keep=list)
+        self.apply_together(model, (decision,), batches)
+
+    def apply_together(self, model: Model, decisions: Sequence[Decision], batches: Batches) -> None:
+        """All decisions in one walk, so that each layer makes up for the errors of all before it, in place.
+
+        Raises as `apply` does.
+        """
+        self._walk(model, decisions, batches, float_batches=None, keep=list)
 
     def apply_to_part(
         self,
@@ -94,21 +101,32 @@ class GPTQ:
         keep: Keep,
     ) -> None:
         """The same for a part of a larger model; ``float_batches`` and ``keep`` as for `walk`."""
-        settings = self._checked(decision)
+        self._walk(model, (decision,), batches, float_batches=float_batches, keep=keep)
+
+    def _walk(
+        self,
+        model: Model,
+        decisions: Sequence[Decision],
+        batches: Batches,
+        *,
+        float_batches: Batches | None,
+        keep: Keep,
+    ) -> None:
+        chosen = {name: self._checked(decision) for decision in decisions for name in decision.layers}
         if not batches:
             raise InputError("gptq needs calibration data to know what each layer reads: give --data")
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
         model.module = graph
-        check_called(graph, decision.layers)
-        form, effort = form_of(settings), effort_of(settings)
-        alone = [name for name in decision.layers if multiplies_alone(graph, name)]
-        for name in set(decision.layers) - set(alone):
-            _round_to_nearest(graph, name, form)
+        check_called(graph, list(chosen))
+        alone = [name for name in chosen if multiplies_alone(graph, name)]
+        for name in set(chosen) - set(alone):
+            _round_to_nearest(graph, name, form_of(chosen[name]))
         tokens = [kept_tokens(batch) for batch in batches]
 
         def visit(name: str, seen: Seen) -> None:
-            read = _read_by(graph, name, seen, tokens)
-            _round(graph, name, read, form, effort, bias_correction=bool(settings["bias_correction"]))
+            own, read = chosen[name], _read_by(graph, name, seen, tokens)
+            correct = bool(own["bias_correction"])
+            _round(graph, name, read, form_of(own), effort_of(own), bias_correction=correct)
 
         walk(graph, batches, alone, visit, float_batches=float_batches, keep=keep)
 
@@ -123,12 +141,6 @@ def effort_of(settings: Mapping[str, Scalar]) -> Effort:
     return Effort(
         damping=float(settings["damping"]), rounds=int(settings["rounds"]), sweeps=int(settings["sweeps"])
     )
-
-
-def kept_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """(batch, tokens), False where a text is padded; None where the model reads no texts."""
-    mask = batch.get("attention_mask")
-    return None if mask is None else mask.bool()
 
 
 def _layer_at(graph: nn.Module, name: str) -> Layer:

@@ -24,6 +24,7 @@ from benchmarks import (
     lean_import,
     lenet_binary,
     minilm_int8,
+    quantize_speed,
     refuses_slower,
     results,
 )
@@ -39,6 +40,7 @@ CLAIMS = (
     cifar_low_bits.CLAIM,
     cifar_qat.CLAIM,
     lenet_binary.CLAIM,
+    quantize_speed.CLAIM,
     refuses_slower.CLAIM,
     lean_import.CLAIM,
     bounded_memory.CLAIM,

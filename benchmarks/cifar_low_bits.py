@@ -38,7 +38,6 @@ DROP, CHANGED, SECONDS = "drop of accuracy", "answers changed", "time, s"
 
 def run(context: Context) -> Outcome:
     """One model after the other."""
-    os.environ[cifar10.SHARED_VARIABLE] = str(context.shared)
     torch.set_num_threads(context.threads)
     checks: list[Check] = []
     versions: dict[str, str] = {}
@@ -55,15 +54,21 @@ def run(context: Context) -> Outcome:
     )
 
 
+def opened(name: str, context: Context) -> Model:
+    """One of the networks, with its weights."""
+    os.environ[cifar10.SHARED_VARIABLE] = str(context.shared)
+    module = getattr(cifar10, name)()
+    module.load_state_dict(load_file(context.data("converted", f"cifar10_{name}.safetensors")))
+    return Model(name, module.eval(), {"x": torch.zeros(1, 3, 32, 32)})
+
+
 @final
 class _Subject:
     """One network, what it answers, and what was found of it so far."""
 
     def __init__(self, name: str, context: Context) -> None:
         self.name, self.context = name, context
-        module = getattr(cifar10, name)()
-        module.load_state_dict(load_file(context.data("converted", f"cifar10_{name}.safetensors")))
-        self.model = Model(name, module.eval(), {"x": torch.zeros(1, 3, 32, 32)})
+        self.model = opened(name, context)
         self.layers = [layer.name for layer in profile(self.model).layers]
         sheets = 1 if context.quick else cifar10.TEST_SHEETS
         self.images = torch.from_numpy(

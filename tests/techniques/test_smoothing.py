@@ -6,22 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_transformers import bert, gpt, llama, token_batches
 from torch import Tensor, fx, nn
 
 from flyweight.apply import apply
+from flyweight.channels.sites import observe_inputs, sites
+from flyweight.channels.trace import trace
 from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.measure.agreement import relative_error
 from flyweight.measure.graph import capture
 from flyweight.measure.profile import profile
 from flyweight.model import Model
-from flyweight.techniques._channels import trace
 from flyweight.techniques._smoothing_factors import LARGEST_FACTOR, awq, smoothquant
-from flyweight.techniques._smoothing_sites import observe_inputs, sites
 from flyweight.techniques.smoothing import Smoothing
 from flyweight.tensors.affine import AffineForm, encode_affine
 from flyweight.testing.strategies import batches_for, perceptron, residual_network, text_network
+from small_transformers import bert, gpt, llama, token_batches
 
 ROUNDING = 1e-5
 

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from flyweight.channels.moves import operation
+from flyweight.channels.rules import layer_of, scaled_layer
+from flyweight.channels.scales import grouped, weight_of
 from flyweight.measure.graph import ATEN, module_of
 from flyweight.techniques._bias_correction import channels_first, joined
-from flyweight.techniques._channel_rules import layer_of, scaled_layer
-from flyweight.techniques._channel_scales import grouped, weight_of
-from flyweight.techniques._moves import operation
 
 if TYPE_CHECKING:
     from flyweight.model import Model

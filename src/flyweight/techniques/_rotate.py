@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from flyweight.techniques._channel_rules import Scaled
-from flyweight.techniques._streams import PLAIN, Affine, Stream
-from flyweight.techniques._value_heads import ValueHeads
+from flyweight.channels.heads import ValueHeads
+from flyweight.channels.rules import Scaled
+from flyweight.channels.streams import PLAIN, Affine, Stream
 from flyweight.tensors.encoded import LAYERS, Layer
 
 

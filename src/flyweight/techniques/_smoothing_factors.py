@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flyweight.techniques._smoothing_sites import Seen, Site
+from flyweight.channels.sites import Seen, Site
 from flyweight.tensors.affine import AffineForm, encode_affine
 
 STEPS = 20  # of the source: exponents 0, 1/20, ... 1

@@ -19,16 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from flyweight.channels.classes import FIXED
+from flyweight.channels.rules import scaled_layer
+from flyweight.channels.scales import computes_the_same, grouped, multiply, weight_of
+from flyweight.channels.trace import Channels, Side, trace
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import InputError, NothingFound, UnsupportedError
 from flyweight.measure.graph import ATEN, capture
 from flyweight.techniques import _settings
 from flyweight.techniques._bias_absorption import absorb
-from flyweight.techniques._channel_rules import scaled_layer
-from flyweight.techniques._channel_scales import computes_the_same, grouped, multiply, weight_of
-from flyweight.techniques._channels import Channels, Side, trace
-from flyweight.techniques._classes import FIXED
 
 if TYPE_CHECKING:
     from flyweight.model import Model

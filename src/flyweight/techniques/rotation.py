@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, fx
 
+from flyweight.channels.heads import value_heads
+from flyweight.channels.scales import computes_the_same
+from flyweight.channels.stream_rules import StreamTracer
+from flyweight.channels.streams import Stream
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.errors import NothingFound, UnsupportedError
 from flyweight.measure.calibrate import in_graph_order
 from flyweight.measure.graph import capture
 from flyweight.techniques import _settings
-from flyweight.techniques._channel_scales import computes_the_same
-from flyweight.techniques._orthogonal import mean_keeping_rotation, rotation
 from flyweight.techniques._rotate import Turn, inserts, rotate_heads, rotate_streams, sharing_obstacles
-from flyweight.techniques._stream_rules import StreamTracer
-from flyweight.techniques._streams import Stream
-from flyweight.techniques._value_heads import value_heads
+from flyweight.tensors.orthogonal import mean_keeping_rotation, rotation
 
 if TYPE_CHECKING:
     from flyweight.model import Model

@@ -18,22 +18,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from flyweight.core.layer import ModelProfile
-from flyweight.core.plan import Decision, Scalar, Stage
-from flyweight.errors import InputError, NothingFound, UnsupportedError
-from flyweight.measure.graph import ATEN, capture
-from flyweight.techniques import _settings
-from flyweight.techniques._affine import form_of
-from flyweight.techniques._channel_scales import (
+from flyweight.channels.scales import (
     computes_the_same,
     mask_of,
     multiply,
     multiply_columns,
     weight_of,
 )
-from flyweight.techniques._channels import Channels, trace
+from flyweight.channels.sites import Seen, Site, observe_inputs, sites
+from flyweight.channels.trace import Channels, trace
+from flyweight.core.layer import ModelProfile
+from flyweight.core.plan import Decision, Scalar, Stage
+from flyweight.errors import InputError, NothingFound, UnsupportedError
+from flyweight.measure.graph import ATEN, capture
+from flyweight.techniques import _settings
+from flyweight.techniques._affine import form_of
 from flyweight.techniques._smoothing_factors import awq, smoothquant
-from flyweight.techniques._smoothing_sites import Seen, Site, observe_inputs, sites
 from flyweight.tensors.affine import GRANULARITIES
 from flyweight.tensors.ranges import RANGE_METHODS
 

@@ -1,4 +1,4 @@
-"""How each operator of a graph hands on the numbers of channels; see `flyweight.techniques._channels`."""
+"""How each operator of a graph hands on the numbers of channels; see `flyweight.channels.trace`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from flyweight.channels.classes import ANY, FIXED, Classes, once
+from flyweight.channels.moves import MOVES, PADS, SAME, SIZES, is_float, moved, operation, pads_with_zeros
 from flyweight.errors import UnsupportedError
 from flyweight.measure.graph import ATEN, module_of
-from flyweight.techniques._classes import ANY, FIXED, Classes, once
-from flyweight.techniques._moves import MOVES, PADS, SAME, SIZES, is_float, moved, operation, pads_with_zeros
 from flyweight.tensors.encoded import EncodedLayer, has_own_code
 
 Scaled = nn.Linear | nn.Conv1d | nn.Conv2d

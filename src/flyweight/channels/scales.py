@@ -1,4 +1,4 @@
-"""Multiplying the channels that `_channels` found by factors, in place, so that the model computes the same.
+"""Multiplying the channels that `trace` found by factors, in place, so that the model computes the same.
 
 Weights that an earlier stage made sparse keep their masks: what is multiplied is what is left of them.
 """
@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flyweight.channels.rules import Scaled, channel_axis, scaled_layer
+from flyweight.channels.trace import Side
 from flyweight.errors import UnsupportedError
 from flyweight.measure.agreement import relative_error
 from flyweight.measure.error import FOLDING
-from flyweight.techniques._channel_rules import Scaled, channel_axis, scaled_layer
-from flyweight.techniques._channels import Side
 from flyweight.tensors.encoded import EncodedLayer
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 
+from flyweight.channels.classes import FIXED
+from flyweight.channels.rules import layer_of, scaled_layer
+from flyweight.channels.trace import Channels, Side
 from flyweight.errors import UnsupportedError
 from flyweight.measure.curvature import as_rows, kept_tokens
-from flyweight.techniques._channel_rules import layer_of, scaled_layer
-from flyweight.techniques._channels import Channels, Side
-from flyweight.techniques._classes import FIXED
 from flyweight.tensors.encoded import input_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flyweight.techniques._orthogonal import hadamard, mean_keeping_rotation, rotation
+from flyweight.tensors.orthogonal import hadamard, mean_keeping_rotation, rotation
 
 KNOWN = [1, 2, 4, 12, 20, 28, 36, 60, 64, 128, 288, 384, 512, 768, 896, 1536]
 UNKNOWN = [3, 5, 6, 7, 10, 18, 50, 92]  # 92 is a Hadamard order, but of another construction

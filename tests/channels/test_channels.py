@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_transformers import bert, gpt, llama
 from torch import nn
 from torch.nn import functional as F
 
+from flyweight.channels.classes import ANY, FIXED, Classes
+from flyweight.channels.scales import multiply
+from flyweight.channels.trace import trace
 from flyweight.measure.agreement import relative_error
 from flyweight.measure.error import folded
 from flyweight.measure.graph import capture
 from flyweight.model import Model
-from flyweight.techniques._channel_scales import multiply
-from flyweight.techniques._channels import trace
-from flyweight.techniques._classes import ANY, FIXED, Classes
 from flyweight.testing.strategies import batches_for, residual_network, signal_network, tied_network
+from small_transformers import bert, gpt, llama
 
 ROUNDING = 1e-5
 

@@ -1,4 +1,4 @@
-"""Which operators let a rotation of the channels through; see `flyweight.techniques._streams`.
+"""Which operators let a rotation of the channels through; see `flyweight.channels.streams`.
 
 Every layer starts a stream of its own, with what it writes; sums make one stream of two. What is not linear
 over the channels, and no norm, is an obstacle, which is kept with the operator's name.
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from flyweight.channels.moves import MOVES, SAME, SIZES, is_float, moved, operation
+from flyweight.channels.streams import PLAIN, Affine, Kind, Stream, Streams, Value
 from flyweight.measure.graph import ATEN, module_of
-from flyweight.techniques._moves import MOVES, SAME, SIZES, is_float, moved, operation
-from flyweight.techniques._streams import PLAIN, Affine, Kind, Stream, Streams, Value
 from flyweight.tensors.encoded import EncodedLayer, obstacle
 
 _SPATIAL_AXES: Mapping[type[nn.Module], int] = {nn.Linear: 0, nn.Embedding: 0, nn.Conv1d: 1, nn.Conv2d: 2}

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, fx, nn
 
+from flyweight.channels.moves import MOVES, SAME, is_float, moved, operation
 from flyweight.measure.graph import ATEN, module_of
-from flyweight.techniques._moves import MOVES, SAME, is_float, moved, operation
 from flyweight.tensors.encoded import obstacle
 
 _SUMS = frozenset({ATEN.matmul, ATEN.bmm, ATEN.scaled_dot_product_attention})

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, fx
 
+from flyweight.channels.classes import FIXED, Classes
+from flyweight.channels.rules import Tracer
 from flyweight.measure.calibrate import in_graph_order
 from flyweight.model import Model
-from flyweight.techniques._channel_rules import Tracer
-from flyweight.techniques._classes import FIXED, Classes
 
 
 @final

@@ -1,0 +1,1 @@
+"""Which channels of a captured graph belong together: what must be scaled or rotated along with what."""

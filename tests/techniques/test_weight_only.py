@@ -15,7 +15,14 @@ from flyweight.measure.profile import profile
 from flyweight.techniques.weight_only import WeightOnly
 from flyweight.tensors.affine import AffineForm, encode_affine
 from flyweight.tensors.ranges import RANGE_METHODS
-from flyweight.testing.strategies import NETWORKS, perceptron, residual_network, signal_network, text_network
+from flyweight.testing.strategies import (
+    NETWORKS,
+    batches_for,
+    perceptron,
+    residual_network,
+    signal_network,
+    text_network,
+)
 
 
 def plan_of(model, **settings):
@@ -124,6 +131,23 @@ def test_adaptive_ranges_follow_what_the_layer_reads():
         errors[method] = float((layer(batches[0]["input"]).detach() - wanted).square().sum())
     assert errors["adaptive"] == min(errors.values())
     assert errors["adaptive"] < errors["mse"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_adaptive_ranges_are_closer_where_all_inputs_are_positive_and_errors_add_up(seed):
+    model = perceptron(seed)
+    batches = batches_for(model, seed=seed)
+    errors = {}
+    for method in ("minmax", "mse", "adaptive"):
+        settings = {"bits": 4, "range_method": method}
+        decision = Decision("weight_only", ("2",), Stage.QUANTIZE, settings)
+        layer = apply(model, Plan(model.name, (decision,)), batches).module[2]
+        read = [model.module[:2](batch["input"]) for batch in batches]
+        wanted = [model.module[2](x) for x in read]
+        errors[method] = sum(
+            float((layer(x) - w).detach().square().sum()) for x, w in zip(read, wanted, strict=True)
+        )
+    assert errors["adaptive"] < 0.9 * min(errors["minmax"], errors["mse"])
 
 
 def test_adaptive_ranges_without_data_are_those_of_least_error():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flyweight.tensors.affine import AffineForm, encode_affine
-from flyweight.tensors.ranges import Grid, range_of
+from flyweight.tensors.ranges import Grid, InputStatistics, range_of
 
 bits = st.integers(2, 8)
 seeds = st.integers(0, 2**31)
@@ -219,7 +219,7 @@ def test_what_fills_a_short_group_counts_nothing():
     energy = torch.ones(1, 7)
     energy[0, 6] = 100
     form = AffineForm(bits=3, granularity="group", group_size=5, range_method="adaptive")
-    whole = encode_affine(w, form, energy=energy).decode()
+    whole = encode_affine(w, form, inputs=InputStatistics(energy)).decode()
     by_row = AffineForm(bits=3, range_method="adaptive")
-    last = encode_affine(w[:, 5:], by_row, energy=energy[:, 5:]).decode()
+    last = encode_affine(w[:, 5:], by_row, inputs=InputStatistics(energy[:, 5:])).decode()
     torch.testing.assert_close(whole[:, 5:], last)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from flyweight.core.layer import LayerProfile
 from flyweight.core.plan import Decision, Scalar
-from flyweight.techniques._importance import importance_of
+from flyweight.techniques._importance import statistics_of
 from flyweight.tensors.affine import AffineForm, encode_affine
 from flyweight.tensors.affine_encoder import AffineEncoder
 from flyweight.tensors.encoded import EncodedLayer
+from flyweight.tensors.ranges import InputStatistics
 
 if TYPE_CHECKING:
     from flyweight.model import Model
@@ -42,7 +43,7 @@ def encoder_for(
     form: AffineForm,
     *,
     least_scale: Tensor | None = None,
-    energy: Tensor | None = None,
+    inputs: InputStatistics | None = None,
 ) -> AffineEncoder:
     """The encoder of the layer at ``name``; the many scales of an embedding are kept in float16.
 
@@ -53,24 +54,24 @@ def encoder_for(
         name: Of the layer.
         form: What to store.
         least_scale: As for `flyweight.tensors.affine.encode_affine`.
-        energy: Likewise. The ranges found with it stay, whatever becomes of the weight.
+        inputs: Likewise. The ranges found with it stay, whatever becomes of the weight.
     """
     module = root.get_submodule(name)
     layer = module.layer if isinstance(module, EncodedLayer) else module
-    if energy is not None:
+    if inputs is not None:
         mask = module.encoding().mask if isinstance(module, EncodedLayer) else None
-        stored = encode_affine(layer.weight, form, mask, least_scale=least_scale, energy=energy)  # type: ignore[arg-type]
+        stored = encode_affine(layer.weight, form, mask, least_scale=least_scale, inputs=inputs)  # type: ignore[arg-type]
         return AffineEncoder(form, scale=stored.scale, zero_point=stored.zero_point)
     shares = any(isinstance(m, nn.Embedding) and m.weight is layer.weight for m in root.modules())
     return AffineEncoder(form, least_scale=least_scale, half_scales=shares)
 
 
-def energies_for(
+def statistics_for(
     model: Model, decision: Decision, form: AffineForm, batches: Sequence[Mapping[str, Tensor]]
-) -> dict[str, Tensor | None]:
-    """Layer name to the energy of what it reads, where ranges are adaptive and there are data; else None."""
+) -> dict[str, InputStatistics | None]:
+    """Layer name to what is known of its inputs, where ranges are adaptive and there are data; else None."""
     measured = form.range_method == "adaptive" and batches
-    return importance_of(model, decision, "inputs" if measured else "uniform", batches)
+    return statistics_of(model, decision.layers, batches) if measured else dict.fromkeys(decision.layers)
 
 
 def predicted(layer: LayerProfile, form: AffineForm) -> LayerProfile:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from flyweight.core.plan import Decision
 from flyweight.errors import InputError
-from flyweight.measure.input_energy import input_energy
+from flyweight.measure.input_statistics import input_statistics
 from flyweight.tensors.encoded import EncodedLayer
+from flyweight.tensors.ranges import InputStatistics
 
 if TYPE_CHECKING:
     from flyweight.model import Model
@@ -38,17 +39,35 @@ def importance_of(
             f"{decision.technique} needs calibration data to know what matters: give --data, or set "
             "importance=uniform"
         )
-    energies = input_energy(model, decision.layers, batches)
+    found = statistics_of(model, decision.layers, batches)
+    return {name: None if own is None else own.energy for name, own in found.items()}
+
+
+def statistics_of(
+    model: Model, layers: Sequence[str], batches: Sequence[Mapping[str, Tensor]]
+) -> dict[str, InputStatistics | None]:
+    """What is known of the inputs of each layer; the same for layers that share a weight.
+
+    Raises:
+        UnsupportedError: A layer reads values that are not finite.
+    """
+    seen = input_statistics(model, layers, batches)
     owners: dict[int, list[str]] = {}
-    for name in decision.layers:
+    for name in layers:
         owners.setdefault(id(_layer_at(model.module, name).weight), []).append(name)
-    found: dict[str, Tensor | None] = {}
+    found: dict[str, InputStatistics | None] = {}
     for names in owners.values():
         embedded = any(isinstance(_layer_at(model.module, name), nn.Embedding) for name in names)
-        known = [energies[name] for name in names if name in energies]
-        shared = None if embedded or not known else torch.stack(known).sum(0)
-        found |= dict.fromkeys(names, shared)
+        known = [seen[name] for name in names if name in seen]
+        found |= dict.fromkeys(names, None if embedded or not known else _joined(known))
     return found
+
+
+def _joined(known: Sequence[InputStatistics]) -> InputStatistics:
+    """Of several inputs of one weight, whose means say nothing together."""
+    if len(known) == 1:
+        return known[0]
+    return InputStatistics(torch.stack([own.energy for own in known]).sum(0))
 
 
 def _layer_at(root: nn.Module, name: str) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.techniques import _settings
-from flyweight.techniques._affine import encoder_for, energies_for, form_of, predicted
+from flyweight.techniques._affine import encoder_for, form_of, predicted, statistics_for
 from flyweight.techniques._bias_correction import correct, joined, mean_outputs
 from flyweight.techniques._input_grid import absorb, first_convolution
 from flyweight.techniques._placement import JOINT_BITS, place
@@ -33,7 +33,7 @@ from flyweight.techniques._static_inputs import (
     traced,
 )
 from flyweight.tensors.encoded import EncodedLayer, attach
-from flyweight.tensors.ranges import RANGE_METHODS
+from flyweight.tensors.ranges import RANGE_METHODS, InputStatistics
 
 if TYPE_CHECKING:
     from flyweight.model import Model
@@ -77,7 +77,9 @@ class StaticInt8:
         """
         settings = _checked(decision)
         form = form_of(settings)
-        energies = energies_for(model, decision, form, batches)
+        seen = statistics_for(model, decision, form, batches)
+        # the bias takes the mean of the error
+        inputs = {name: own and InputStatistics(own.energy) for name, own in seen.items()}
         graph = traced(model, batches, self.name)
         calls = calls_of(graph, decision.layers)
         integer, sample = calls.multiplying, joined(batches)
@@ -86,12 +88,12 @@ class StaticInt8:
         placement = place(graph, integer, reads_its_own=None if first is None else first.node)
         grids = grids_of(graph, batches, placement, settings["activation_range_method"])  # type: ignore[arg-type]
         grid = None if first is None else absorb(first, batches)
-        if first is not None:  # it reads codes then, of other energies
-            energies[first.name] = None
+        if first is not None:  # it reads codes then, of other sizes
+            inputs[first.name] = None
         steps = {str(n.target): step_read(graph, n, placement, grids) for n in calls.nodes}
         for name in decision.layers:
             least = _least_scale(graph.get_submodule(name), steps[name])
-            encoder = encoder_for(graph, name, form, least_scale=least, energy=energies[name])
+            encoder = encoder_for(graph, name, form, least_scale=least, inputs=inputs[name])
             layer = attach(graph, name, encoder, self.name)
             if first is not None and name == first.name:
                 layer.input_quantizer = grid

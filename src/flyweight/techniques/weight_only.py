@@ -13,7 +13,7 @@ from torch import Tensor
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
 from flyweight.techniques import _settings
-from flyweight.techniques._affine import encoder_for, energies_for, form_of, predicted
+from flyweight.techniques._affine import encoder_for, form_of, predicted, statistics_for
 from flyweight.tensors.affine import GRANULARITIES
 from flyweight.tensors.encoded import attach
 from flyweight.tensors.ranges import RANGE_METHODS
@@ -58,9 +58,9 @@ class WeightOnly:
     def apply(self, model: Model, decision: Decision, batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Change ``model`` in place; needs no batches, but adaptive ranges see with them what matters."""
         form = form_of(self._checked(decision))
-        energies = energies_for(model, decision, form, batches)
+        inputs = statistics_for(model, decision, form, batches)
         for name in decision.layers:
-            encoder = encoder_for(model.module, name, form, energy=energies[name])
+            encoder = encoder_for(model.module, name, form, inputs=inputs[name])
             attach(model.module, name, encoder, self.name)
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from flyweight.tensors.ranges import Grid, RangeMethod, range_of
+from flyweight.tensors.ranges import Grid, InputStatistics, RangeMethod, range_of
 
 Granularity = Literal["tensor", "channel", "group"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
@@ -130,7 +130,7 @@ def encode_affine(
     *,
     least_scale: Float[Tensor, " rows"] | None = None,
     half_scales: bool = False,
-    energy: Float[Tensor, "_ columns"] | None = None,
+    inputs: InputStatistics | None = None,
 ) -> AffineWeight:
     """Round a weight to nearest, ties to even.
 
@@ -141,7 +141,7 @@ def encode_affine(
         least_scale: By channel, the smallest scale allowed; None allows any.
         half_scales: Round scales up to float16, which a file can then hold without loss; all stay as they are
             if one is out of its normal range.
-        energy: For adaptive ranges, how much the squared error of each weight counts, (1 or rows, columns).
+        inputs: For adaptive ranges, of what each weight is multiplied by, (1 or rows, columns).
 
     Raises:
         ValueError: The weight is empty or not finite, or ``least_scale`` is given for another form than
@@ -150,8 +150,8 @@ def encode_affine(
     if least_scale is not None and not (form.symmetric and form.granularity == "channel"):
         raise ValueError("least_scale is for symmetric weights with one scale a channel")
     matrix, flat_mask = as_matrix(weight, mask)
-    shares = None if energy is None else _shares(energy.expand_as(matrix), form)
-    low, high = range_of(in_groups(matrix, form), form.grid, form.range_method, energy=shares)
+    shares = None if inputs is None else _by_group(inputs, matrix, form)
+    low, high = range_of(in_groups(matrix, form), form.grid, form.range_method, inputs=shares)
     scale, zero_point = form.grid.scale_and_zero_point(low, high)
     if least_scale is not None:
         scale = torch.maximum(scale, least_scale)
@@ -231,8 +231,15 @@ def in_groups(matrix: Float[Tensor, "rows columns"], form: AffineForm) -> Float[
     return padded.reshape(-1, form.group_size)
 
 
-def _shares(energy: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Tensor, "count size"]:
-    """Energies by group; what fills a short last group counts nothing."""
+def _by_group(
+    inputs: InputStatistics, matrix: Float[Tensor, "rows columns"], form: AffineForm
+) -> InputStatistics:
+    mean = None if inputs.mean is None else _shares(inputs.mean.expand_as(matrix), form)
+    return InputStatistics(_shares(inputs.energy.expand_as(matrix), form), mean)
+
+
+def _shares(values: Float[Tensor, "rows columns"], form: AffineForm) -> Float[Tensor, "count size"]:
+    """Statistics by group; what fills a short last group counts nothing."""
     if form.granularity != "group":
-        return in_groups(energy, form)
-    return functional.pad(energy, (0, -energy.shape[1] % form.group_size)).reshape(-1, form.group_size)
+        return in_groups(values, form)
+    return functional.pad(values, (0, -values.shape[1] % form.group_size)).reshape(-1, form.group_size)

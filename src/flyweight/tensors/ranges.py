@@ -27,6 +27,30 @@ ENTROPY_BINS = 2048  # of the source
 LEAST_GAIN_NATS = 1e-9  # below, divergences differ by rounding
 CHUNK = 1024  # histograms at a time
 
+
+@final
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """Of what each weight is multiplied by: the squared error of their sum of products follows.
+
+    Attributes:
+        energy: Mean squares, at least 0.
+        mean: None is 0. Inputs behind a relu are seldom near it, and errors that all point one way add up.
+    """
+
+    energy: Float[Tensor, "_ size"]
+    mean: Float[Tensor, "_ size"] | None = None
+
+    def output_error(self, difference: Float[Tensor, "count size"]) -> Float[Tensor, " count"]:
+        """Mean squared error of the output, float64, as far as inputs vary independently of each other."""
+        squared = difference.double().square()
+        if self.mean is None:
+            return (squared * self.energy).sum(1)
+        mean = self.mean.double()
+        spread = (self.energy - mean.square()).clamp_min(0)
+        return (squared * spread).sum(1) + (difference * mean).sum(1).square()
+
+
 _Range = tuple[Float[Tensor, " count"], Float[Tensor, " count"]]
 
 
@@ -78,6 +102,10 @@ class Grid:
         """Codes as whole floats, ties to even."""
         return ((values / scale).round() + zero_point).clamp(self.lowest, self.highest)
 
+    def whole(self, steps: Tensor) -> Tensor:
+        """Steps rounded in place."""
+        return steps.round_()
+
 
 def shrink_ratios(bits: int) -> tuple[float, ...]:
     """The fractions of the min-max range that are tried, 1 first."""
@@ -90,7 +118,7 @@ def range_of(
     grid: Grid,
     method: RangeMethod,
     *,
-    energy: Float[Tensor, "_ size"] | None = None,
+    inputs: InputStatistics | None = None,
 ) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
     """(low, high) of each group of values.
 
@@ -101,9 +129,8 @@ def range_of(
             shrinks the min-max range to where the squared rounding error is least; ``entropy`` to where the
             distribution changes least, where there are enough values to speak of one; ``adaptive`` takes the
             range of least squared error among those of all the others, and of those that shrink on one side.
-        energy: For ``adaptive``: weights of the squared errors, at least 0, (count or 1, size). With the mean
-            square of the input that each weight multiplies, the error is that of the layer's output, as far
-            as inputs are uncorrelated. None weighs all alike.
+        inputs: For ``adaptive``, of what each value is multiplied by, (count or 1, size): the error is then
+            that of the layer's output. None weighs all values alike.
     """
     low, high = groups.amin(1), groups.amax(1)
     if method == "percentile":
@@ -113,7 +140,7 @@ def range_of(
     if method == "mse":
         return _least_error(groups, grid, _shrunk(grid, low, high))
     if method == "adaptive":
-        return _adaptive(groups, grid, low, high, energy)
+        return _adaptive(groups, grid, low, high, inputs)
     return low, high
 
 
@@ -137,31 +164,32 @@ def _adaptive(
     grid: Grid,
     low: Float[Tensor, " count"],
     high: Float[Tensor, " count"],
-    energy: Float[Tensor, "_ size"] | None,
+    inputs: InputStatistics | None,
 ) -> _Range:
     others = (_percentile(groups, low, high), _least_divergence(groups, grid, low, high))
-    best = _least_error(groups, grid, (*_shrunk(grid, low, high), *others), energy)
+    best = _least_error(groups, grid, (*_shrunk(grid, low, high), *others), inputs)
     if grid.symmetric:
         return best
     lower, upper = best
     ratios = shrink_ratios(grid.bits)
-    lower, upper = _least_error(groups, grid, (best, *((lower, high * r) for r in ratios)), energy)
-    return _least_error(groups, grid, ((lower, upper), *((low * r, upper) for r in ratios)), energy)
+    lower, upper = _least_error(groups, grid, (best, *((lower, high * r) for r in ratios)), inputs)
+    return _least_error(groups, grid, ((lower, upper), *((low * r, upper) for r in ratios)), inputs)
 
 
 def _least_error(
     groups: Float[Tensor, "count size"],
     grid: Grid,
     candidates: Iterable[_Range],
-    energy: Float[Tensor, "_ size"] | None = None,
+    inputs: InputStatistics | None = None,
 ) -> _Range:
     """Of the candidates, the first that no other has a smaller squared error than, for each group."""
     best = best_low = best_high = None
     for low, high in candidates:
         scale, zero_point = grid.scale_and_zero_point(low, high)
         codes = grid.quantize(groups, scale[:, None], zero_point[:, None])
-        squared = ((codes - zero_point[:, None]) * scale[:, None] - groups).double().square()
-        error = (squared if energy is None else squared * energy).sum(1).float()
+        off = (codes - zero_point[:, None]) * scale[:, None] - groups
+        squared = off.double().square().sum(1) if inputs is None else inputs.output_error(off)
+        error = squared.float()
         if best is None or best_low is None or best_high is None:
             best, best_low, best_high = error, low, high
             continue

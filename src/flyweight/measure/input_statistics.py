@@ -1,4 +1,4 @@
-"""How much each weight of a layer matters to its output: the mean square of what it is multiplied with."""
+"""How much each weight of a layer matters to its output: means and mean squares of what it multiplies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from flyweight.errors import UnsupportedError
 from flyweight.measure.curvature import as_rows, kept_tokens
 from flyweight.model import Model
 from flyweight.tensors.encoded import EncodedLayer, Layer, input_of
+from flyweight.tensors.ranges import InputStatistics
 
 
 @torch.no_grad()
-def input_energy(
+def input_statistics(
     model: Model, names: Sequence[str], batches: Sequence[Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Layer name to mean squares, (rows, columns) of a grouped convolution, else (1, columns).
+) -> dict[str, InputStatistics]:
+    """Layer name to means and mean squares, (rows, columns) of a grouped convolution, else (1, columns).
 
     Padded tokens are left out where the model reads an ``attention_mask``. Embeddings multiply nothing, and
     layers that do not run are not in the result.
@@ -37,7 +38,7 @@ def input_energy(
             x = input_of(args, kwargs)
             if isinstance(module, EncodedLayer) and module.input_factors is not None:
                 x = x * module.input_factors
-            total, count = _squares(layer, x, keep)
+            total, count = _sums(layer, x, keep)
             sums[name] = sums.get(name, torch.zeros_like(total)) + total
             places[name] = places.get(name, 0) + count
 
@@ -58,20 +59,24 @@ def input_energy(
                 f"layer {name!r} reads NaN or infinite values on calibration data, which say nothing of what "
                 "matters: leave it out of the plan, or set importance=uniform"
             )
-    return {name: (total / max(places[name], 1)).float() for name, total in sums.items()}
+    means = {name: (total / max(places[name], 1)).float() for name, total in sums.items()}
+    return {name: InputStatistics(energy=both[0], mean=both[1]) for name, both in means.items()}
 
 
 def _is_embedding(module: nn.Module) -> bool:
     return isinstance(module.layer if isinstance(module, EncodedLayer) else module, nn.Embedding)
 
 
-def _squares(layer: Layer, x: Tensor, keep: Tensor | None) -> tuple[Tensor, int]:
-    """Sums over everything a layer reads, float64, and the number of places."""
-    if isinstance(layer, nn.Linear):
-        rows = as_rows(layer, x, keep)
-        return rows.double().square().sum(1), rows.shape[1]
-    parts = [as_rows(layer, example) for example in torch.split(x, 1)]  # all unfolded are large
-    total = torch.stack([rows.double().square().sum(1) for rows in parts]).sum(0)
-    if len(total) > 1:  # of groups
-        total = total.repeat_interleave(layer.weight.shape[0] // len(total), 0)
-    return total, sum(rows.shape[1] for rows in parts)
+def _sums(layer: Layer, x: Tensor, keep: Tensor | None) -> tuple[Tensor, int]:
+    """Sums of squares, and of values, over everything a layer reads, float64, and the number of places."""
+    # all examples of a convolution unfolded at once are large
+    examples = (x,) if isinstance(layer, nn.Linear) else torch.split(x, 1)
+    totals, places = [], 0
+    for example in examples:
+        rows = as_rows(layer, example, keep if isinstance(layer, nn.Linear) else None).double()
+        totals.append(torch.stack([rows.square().sum(1), rows.sum(1)]))
+        places += rows.shape[1]
+    total = torch.stack(totals).sum(0)
+    if total.shape[1] > 1:  # of groups
+        total = total.repeat_interleave(layer.weight.shape[0] // total.shape[1], 1)
+    return total, places

@@ -1,4 +1,4 @@
-"""Mean squares of what weights are multiplied with, against the definition."""
+"""Means and mean squares of what weights are multiplied with, against the definition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flyweight.errors import UnsupportedError
-from flyweight.measure.input_energy import input_energy
+from flyweight.measure.input_statistics import input_statistics
 from flyweight.model import Model
 from flyweight.tensors.affine import AffineForm
 from flyweight.tensors.affine_encoder import AffineEncoder
@@ -22,6 +22,10 @@ CONVOLUTIONS = {
 }
 
 
+def input_energy(model, names, batches):
+    return {name: own.energy for name, own in input_statistics(model, names, batches).items()}
+
+
 def model_of(layer: nn.Module, example: torch.Tensor) -> Model:
     return Model("m", nn.Sequential(layer), {"input": example[:1]})
 
@@ -31,6 +35,12 @@ def test_of_a_linear_layer_they_are_the_mean_squares_of_its_input():
     (got,) = input_energy(model_of(nn.Linear(6, 4), batches[0]["input"]), ["0"], batches).values()
     everything = torch.cat([batch["input"].reshape(-1, 6) for batch in batches])
     torch.testing.assert_close(got, everything.square().mean(0, keepdim=True))
+
+
+def test_means_are_those_of_the_input():
+    x = torch.randn(5, 7, 6) + 2
+    (got,) = input_statistics(model_of(nn.Linear(6, 4), x), ["0"], [{"input": x}]).values()
+    torch.testing.assert_close(got.mean, x.reshape(-1, 6).mean(0, keepdim=True))
 
 
 @pytest.mark.parametrize("layer", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())

@@ -232,6 +232,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "warm_up": _number,
     "weight_decay": _number,
     "clip_norm": _number,
+    "outputs": _text,
     "temperature": _number,
     "label_weight": _number,
     "augment": _scalars,

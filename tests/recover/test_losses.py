@@ -104,6 +104,19 @@ def test_shapes_that_would_broadcast_are_refused(loss):
         loss(logits(4, 3), logits(1, 3), {}, None)
 
 
+def test_tokens_are_learned_from_as_they_are_and_classes_softened():
+    of_classes = distillation_for("classification", logits(4, 3), label_weight=0.0)
+    of_tokens = distillation_for("language_model", logits(4, 3)[None], label_weight=0.0)
+    assert (of_classes, of_tokens) == (SoftLabels(4.0), SoftLabels(1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("logits", SoftLabels), ("embeddings", Embeddings), ("values", Values)]
+)
+def test_a_task_of_the_users_own_can_tell_what_its_model_puts_out(kind, loss):
+    assert isinstance(distillation_for("file.py:metric", logits(4, 3), label_weight=0.0, kind=kind), loss)
+
+
 def test_probabilities_are_told_from_logits():
     rows = logits(6, 3)
     of_logits = distillation_for("classification", rows, temperature=1.0, label_weight=0.0)

@@ -49,14 +49,41 @@ def error(model: Model, result: Model) -> float:
 def test_learning_brings_outputs_closer_than_compensation():
     model = residual()
     start = after(model, "gptq", bits=2)
-    learned = after(model, "learned_rounding", bits=2, steps=400, input_drop=0.0)
+    learned = after(model, "learned_rounding", bits=2, steps=200)
+    assert error(model, learned) < 0.7 * error(model, start)
+
+
+def test_blocks_come_closer_to_their_own_outputs():
+    model = residual()
+    start = after(model, "gptq", bits=3, rounds=0)
+    learned = after(model, "learned_rounding", bits=3, rounds=0, steps=0, block_steps=200, input_drop=0.0)
     assert error(model, learned) < error(model, start)
+
+
+def test_probabilities_come_closer_where_outputs_are_logits():
+    model = residual()
+    wanted, start, learned = (
+        result.outputs(batches(2)[0])[0].log_softmax(1)
+        for result in (
+            model,
+            after(model, "gptq", bits=2),
+            after(model, "learned_rounding", bits=2, steps=200, outputs="logits"),
+        )
+    )
+    divergence = [(wanted.exp() * (wanted - one)).sum(1).mean() for one in (start, learned)]
+    assert divergence[1] < 0.7 * divergence[0]
+
+
+def test_examples_are_taken_in_parts_of_the_size_that_is_asked_for():
+    model = residual()
+    one, other = (after(model, "learned_rounding", bits=2, steps=20, batch_size=size) for size in (32, 4))
+    assert not torch.equal(one.outputs(batches(2)[0])[0], other.outputs(batches(2)[0])[0])
 
 
 def test_what_learned_nothing_keeps_its_start():
     model = residual()
     start = after(model, "gptq", bits=4)
-    kept = after(model, "learned_rounding", bits=4, steps=1, code_rate=0.0, scale_rate=0.0)
+    kept = after(model, "learned_rounding", bits=4, steps=1, block_steps=1, code_rate=0.0, scale_rate=0.0)
     inputs = batches(2)[0]
     assert torch.equal(start.outputs(inputs)[0], kept.outputs(inputs)[0])
 
@@ -74,12 +101,14 @@ def test_the_seed_decides():
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("steps", 0, "steps must be at least 1"),
+        ("steps", -1, "steps must be at least 0"),
+        ("batch_size", 0, "batch_size must be at least 1"),
+        ("outputs", "words", "outputs must be one of values, logits"),
         ("code_rate", 1.0, "code_rate must be"),
         ("input_drop", 1.5, "input_drop must be"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting: str, value: float, message: str):
+def test_settings_out_of_range_are_refused(setting: str, value: float | str, message: str):
     decision = Decision("learned_rounding", ("head",), Stage.QUANTIZE, {setting: value})
     with pytest.raises(ValueError, match=message):
         LearnedRounding().predict(profile(residual()), decision)

@@ -57,6 +57,19 @@ def blocks(graph: fx.GraphModule, layers: Sequence[str]) -> list[Block]:
     return found
 
 
+def whole(graph: fx.GraphModule, layers: Sequence[str]) -> Block:
+    """The graph as one block that reads its placeholders and puts out what the graph does.
+
+    Args:
+        graph: From `flyweight.measure.graph.capture`.
+        layers: Names of modules it calls.
+    """
+    nodes = tuple(n for n in graph.graph.nodes if n.op != "output")
+    called = dict.fromkeys(str(n.target) for n in nodes if _calls(n, set(layers)))
+    outputs = next(n for n in graph.graph.nodes if n.op == "output").all_input_nodes
+    return Block(nodes, (), tuple(outputs), tuple(called))
+
+
 def _calls(node: fx.Node, chosen: set[str]) -> bool:
     return node.op == "call_module" and str(node.target) in chosen
 

@@ -57,6 +57,7 @@ class Lesson:
         self._distillation = distillation_for(
             task.name,
             teacher.outputs(sample)[0],
+            kind=settings.outputs,
             temperature=settings.temperature,
             label_weight=settings.label_weight,
         )

@@ -17,6 +17,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("auto", "sgd", "adamw"),
     "batch_norms": ("kept", "folded"),
     "precision": ("auto", "float32", "bfloat16"),
+    "outputs": ("auto", "logits", "embeddings", "values"),
 }
 
 
@@ -36,7 +37,10 @@ class TrainingSettings:
         warm_up: Part of the training in which the learning rate rises.
         weight_decay: Of weights; nothing else decays.
         clip_norm: Longest gradient; longer ones are shortened.
-        temperature: Of the softened probabilities that classifiers learn from.
+        outputs: What the model puts out, and with it the loss; ``auto`` goes by the task, and takes what a
+            task of your own measures for values.
+        temperature: Of the softened probabilities that are learned from; None is 4 for those of classes and 1
+            for those of tokens, see `flyweight.recover.losses`.
         label_weight: Part of the loss that the labels have; the original has the rest.
         augment: ``crop``: images are shifted by up to so many pixels. ``flip``: every second one is mirrored.
         batch_norms: Of networks that have them: ``kept`` while the network trains and folded then, or
@@ -56,7 +60,8 @@ class TrainingSettings:
     warm_up: float = 0.05
     weight_decay: float = 1e-4
     clip_norm: float = 5.0
-    temperature: float = 4.0
+    outputs: str = "auto"
+    temperature: float | None = None
     label_weight: float = 0.0
     augment: Mapping[str, Scalar] = field(default_factory=dict)
     batch_norms: str = "kept"

@@ -9,10 +9,17 @@ import pytest
 from flyweight.apply import apply
 from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.errors import InputError
+from flyweight.measure.agreement import relative_error
 from flyweight.measure.error import weight_sqnr_db
 from flyweight.measure.profile import profile
 from flyweight.techniques.binary import METHODS, Binary
-from flyweight.testing.strategies import perceptron, residual_network, signal_network, text_network
+from flyweight.testing.strategies import (
+    batches_for,
+    perceptron,
+    residual_network,
+    signal_network,
+    text_network,
+)
 
 
 def plan_of(model, **settings):
@@ -59,6 +66,7 @@ def test_ternary_weights_are_closer_than_binary_and_both_than_signs():
         ({"granularity": "group", "group_size": 1}, "group_size must be at least 2"),
         ({"granularity": "group", "group_size": 0}, "group_size must be at least 2"),
         ({"method": "sign", "granularity": "group"}, "only binary weights can do without scales"),
+        ({"rounding": "up"}, "rounding must be one of auto, nearest, compensated"),
         ({"bits": 1}, "has no setting 'bits'"),
     ],
 )
@@ -68,3 +76,22 @@ def test_wrong_setting_is_named(settings, reason):
         Binary().predict(profile(perceptron()), decision)
     with pytest.raises(InputError, match=reason):
         apply(perceptron(), Plan("perceptron", (decision,)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [perceptron, residual_network, signal_network, text_network])
+def test_signs_that_compensate_keep_more_of_the_outputs(make, method):
+    model = make()
+    batches = batches_for(model, count=4, size=32)
+    error = {}
+    for rounding in ("nearest", "compensated", "auto"):
+        result = apply(make(), plan_of(make(), method=method, rounding=rounding), batches)
+        found = [relative_error(model.outputs(batch), result.outputs(batch)) for batch in batches]
+        error[rounding] = sum(found) / len(found)
+    assert error["compensated"] < error["nearest"]
+    assert error["auto"] == error["compensated"]
+
+
+def test_compensation_without_data_is_refused():
+    with pytest.raises(InputError, match=r"binary with rounding=compensated needs calibration data.*--data"):
+        apply(perceptron(), plan_of(perceptron(), rounding="compensated"))

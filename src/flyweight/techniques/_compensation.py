@@ -6,18 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from torch import Tensor
 
 from flyweight.measure.curvature import Moments
 from flyweight.tensors import rounding
 from flyweight.tensors.affine import AffineForm
+from flyweight.tensors.binary import SIGNS, BinaryForm, encode_binary
 from flyweight.tensors.ranges import Grid
-from flyweight.tensors.rounding import Rounded
+from flyweight.tensors.rounding import Codes, Rounded
 
 # Of the scale that is best for each weight by itself: where columns make up for each other, another may be
 # better. Those and the neighbouring zero points took 3 to 20 % off the output error of 3-bit convolutions.
 OTHER_SCALES = (0.85, 0.92, 1.08)
 OTHER_ZERO_POINTS = (-1, 1)
+TERNARY = Grid(2, symmetric=True)
 
 
 @final
@@ -69,21 +72,57 @@ def round_to_outputs(
         one_grid=one_grid,
         kept=kept,
     )
-    found = rounding.compensated(target, form.grid, best, moment)
+    own_grids = form.granularity == "channel"
+    return _descended(target, form.grid, best, moment, effort, refit=not one_grid, other_grids=own_grids)
+
+
+def round_to_signs(weight: Tensor, moments: Moments, form: BinaryForm, effort: Effort) -> Rounded:
+    """The same with the codes -1 and 1, and 0 where ternary; no weight is removed."""
+    parts, columns = moments.own.shape[:2]
+    moment = rounding.damped(moments.own, effort.damping)
+    shaped = weight.detach().float().reshape(parts, -1, columns)
+    target = rounding.aimed(shaped, moment, moments.cross + (moment - moments.own), moments.lacking)
+    stored = encode_binary(target.flatten(0, 1), form)
+    codes, scale = (v.float().reshape(*target.shape[:2], -1) for v in (stored.signs, stored.scale))
+    group = torch.arange(columns) // (form.group_size or columns)
+    start = Rounded(codes, scale, torch.zeros_like(scale), group)
+    return _descended(
+        target,
+        SIGNS,
+        start,
+        moment,
+        effort,
+        refit=form.scaled,
+        other_grids=form.scaled and not form.group_size,
+    )
+
+
+def _descended(
+    target: Tensor,
+    grid: Codes,
+    best: Rounded,
+    moment: Tensor,
+    effort: Effort,
+    *,
+    refit: bool,
+    other_grids: bool,
+) -> Rounded:
+    """From codes to nearest to those of least output error."""
+    found = rounding.compensated(target, grid, best, moment)
     best = rounding.better(target, best, found, moment)
-    if form.granularity == "channel" and effort.rounds:
-        for start in _other_grids(best, form.grid):
-            found = rounding.compensated(target, form.grid, start, moment)
-            found = rounding.descend(target, form.grid, rounding.refit(target, found, moment), moment)
+    if other_grids and effort.rounds:
+        for start in _other_grids(best, grid):
+            found = rounding.compensated(target, grid, start, moment)
+            found = rounding.descend(target, grid, rounding.refit(target, found, moment), moment)
             best = rounding.better(target, best, found, moment)
     for _ in range(effort.rounds):
-        start = best if one_grid else rounding.refit(target, best, moment)
-        found = rounding.descend(target, form.grid, start, moment, effort.sweeps)
+        start = rounding.refit(target, best, moment) if refit else best
+        found = rounding.descend(target, grid, start, moment, effort.sweeps)
         best = rounding.better(target, best, found, moment)
     return best
 
 
-def _other_grids(start: Rounded, grid: Grid) -> Iterator[Rounded]:
+def _other_grids(start: Rounded, grid: Codes) -> Iterator[Rounded]:
     for ratio in OTHER_SCALES:
         yield replace(start, scale=start.scale * ratio)
     for shift in () if grid.symmetric else OTHER_ZERO_POINTS:

@@ -14,7 +14,7 @@ mean. A row is never worse than rounded to nearest, in squared output error on t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast, final
 
 from torch import Tensor, fx, nn
@@ -113,22 +113,16 @@ class GPTQ:
         keep: Keep,
     ) -> None:
         chosen = {name: self._checked(decision) for decision in decisions for name in decision.layers}
-        if not batches:
-            raise InputError("gptq needs calibration data to know what each layer reads: give --data")
-        graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
-        model.module = graph
-        check_called(graph, list(chosen))
-        alone = [name for name in chosen if multiplies_alone(graph, name)]
+        graph, alone = captured(model, list(chosen), batches, self.name)
         for name in set(chosen) - set(alone):
             _round_to_nearest(graph, name, form_of(chosen[name]))
-        tokens = [kept_tokens(batch) for batch in batches]
 
-        def visit(name: str, seen: Seen) -> None:
-            own, read = chosen[name], _read_by(graph, name, seen, tokens)
+        def visit(name: str, read: Moments) -> None:
+            own = chosen[name]
             correct = bool(own["bias_correction"])
             _round(graph, name, read, form_of(own), effort_of(own), bias_correction=correct)
 
-        walk(graph, batches, alone, visit, float_batches=float_batches, keep=keep)
+        walk_moments(graph, batches, alone, visit, float_batches=float_batches, keep=keep)
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)
@@ -143,16 +137,59 @@ def effort_of(settings: Mapping[str, Scalar]) -> Effort:
     )
 
 
-def _layer_at(graph: nn.Module, name: str) -> Layer:
+def captured(
+    model: Model, names: Sequence[str], batches: Batches, technique: str
+) -> tuple[fx.GraphModule, list[str]]:
+    """The model's graph, which becomes its module, and those of the layers that `multiplies_alone`.
+
+    Raises:
+        InputError: There are no calibration batches.
+        UnsupportedError: The model cannot be traced, or its graph does not call a layer.
+    """
+    if not batches:
+        raise InputError(f"{technique} needs calibration data to know what each layer reads: give --data")
+    graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
+    model.module = graph
+    check_called(graph, list(names))
+    return graph, [name for name in names if multiplies_alone(graph, name)]
+
+
+def walk_moments(
+    graph: fx.GraphModule,
+    batches: Batches,
+    names: Sequence[str],
+    visit: Callable[[str, Moments], None],
+    *,
+    float_batches: Batches | None = None,
+    keep: Keep = list,
+) -> None:
+    """`flyweight.measure.walk.walk`, with the moments of what each layer reads."""
+    tokens = [kept_tokens(batch) for batch in batches]
+
+    def reached(name: str, seen: Seen) -> None:
+        visit(name, _read_by(graph, name, seen, tokens))
+
+    walk(graph, batches, names, reached, float_batches=float_batches, keep=keep)
+
+
+def layer_at(graph: nn.Module, name: str) -> Layer:
+    """The layer of a name, encoded or not."""
     module = graph.get_submodule(name)
     return module.layer if isinstance(module, EncodedLayer) else cast("Layer", module)
 
 
 def multiplies_alone(graph: nn.Module, name: str) -> bool:
     """Whether the layer's weight is multiplied by what it reads, and belongs to no other layer."""
-    layer = _layer_at(graph, name)
+    layer = layer_at(graph, name)
     owners = sum(parameter is layer.weight for _, parameter in graph.named_parameters(remove_duplicate=False))
     return owners == 1 and not isinstance(layer, nn.Embedding)
+
+
+def weight_of(graph: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """The weight as the stage before left it, and where it is kept; None where it is kept everywhere."""
+    module = graph.get_submodule(name)
+    before = module.encoding() if isinstance(module, EncodedLayer) and module.encoders else None
+    return (layer_at(graph, name).weight, None) if before is None else (before.decode(), before.mask)
 
 
 def _read_by(
@@ -168,7 +205,7 @@ def _read_by(
         inputs = [x * module.input_factors for x in inputs]
         float_inputs = [x * module.input_factors for x in float_inputs]
     try:
-        return moments(_layer_at(graph, name), inputs, float_inputs, tokens, seen.lacking)
+        return moments(layer_at(graph, name), inputs, float_inputs, tokens, seen.lacking)
     except ValueError as error:
         raise UnsupportedError(
             f"layer {name!r} {error}: leave it out of the plan, or use weight_only, which needs no data"
@@ -178,7 +215,7 @@ def _read_by(
 def _round_to_nearest(graph: nn.Module, name: str, form: AffineForm) -> None:
     module = graph.get_submodule(name)
     before = module.encoding() if isinstance(module, EncodedLayer) and module.encoders else None
-    encoder = encoder_for(graph, name, form).keep_grid(_layer_at(graph, name).weight, before)
+    encoder = encoder_for(graph, name, form).keep_grid(layer_at(graph, name).weight, before)
     attach(graph, name, encoder, GPTQ.name)
 
 
@@ -186,9 +223,7 @@ def _round(
     graph: nn.Module, name: str, read: Moments, form: AffineForm, effort: Effort, *, bias_correction: bool
 ) -> None:
     """Round the layer's weight and keep the grid, in place."""
-    module, layer = graph.get_submodule(name), _layer_at(graph, name)
-    before = module.encoding() if isinstance(module, EncodedLayer) and module.encoders else None
-    weight, mask = (layer.weight, None) if before is None else (before.decode(), before.mask)
+    layer, (weight, mask) = layer_at(graph, name), weight_of(graph, name)
     bias = layer.bias if bias_correction and not isinstance(layer, nn.Embedding) else None
     rounded = round_to_outputs(weight, read if bias is None else read.centred(), form, effort, mask)
     scale, zero_point = as_stored(rounded, form)

@@ -59,6 +59,29 @@ class BinaryForm:
 
 
 @final
+@dataclass(frozen=True)
+class Signs:
+    """The codes of binary weights, as `flyweight.tensors.rounding` asks for them."""
+
+    symmetric: bool = True
+    lowest: int = -1
+    highest: int = 1
+
+    def quantize(
+        self, values: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor
+    ) -> Float[Tensor, "*shape"]:
+        """-1 or 1; scales are positive and zero points 0, and both play no part."""
+        return torch.where(values < 0, -1.0, 1.0)
+
+    def whole(self, steps: Tensor) -> Tensor:
+        """-1 or 1 in place of each."""
+        return torch.where(steps < 0, -1.0, 1.0)
+
+
+SIGNS = Signs()
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class BinaryWeight:
     """``w = signs * scale``.
@@ -142,10 +165,10 @@ class BinaryEncoder(nn.Module):
 
     scale: Tensor | None
 
-    def __init__(self, form: BinaryForm) -> None:
+    def __init__(self, form: BinaryForm, scale: Float[Tensor, "rows groups"] | None = None) -> None:
         super().__init__()
         self.form = form
-        self.register_buffer("scale", None)
+        self.register_buffer("scale", scale)
 
     def forward(self, weight: Tensor, before: EncodedWeight | None = None) -> BinaryWeight:
         """The weight as it is stored."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +33,31 @@ RANGE_STEPS = 29
 RANGE_SHRINK = 0.025
 ZERO_POINT_SHIFTS = (0, -1, 1, -2, 2)
 SHIFTED_BITS = 4  # up to which the shifts are tried: finer grids gain nothing
+
+
+@runtime_checkable
+class Codes(Protocol):
+    """What codes may be: those of a `Grid`, or signs."""
+
+    @property
+    def symmetric(self) -> bool:
+        """No zero point."""
+
+    @property
+    def lowest(self) -> int:
+        """Of the codes."""
+
+    @property
+    def highest(self) -> int:
+        """Of the codes."""
+
+    def quantize(
+        self, values: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor
+    ) -> Float[Tensor, "*shape"]:
+        """The nearest codes of values."""
+
+    def whole(self, steps: Tensor) -> Tensor:
+        """The nearest difference of two codes, whether there are such or not, in place."""
 
 
 @final
@@ -166,7 +191,7 @@ def aimed(
 
 
 def nearest(
-    weight: Float[Tensor, "parts rows columns"], grid: Grid, start: Rounded
+    weight: Float[Tensor, "parts rows columns"], grid: Codes, start: Rounded
 ) -> Float[Tensor, "parts rows columns"]:
     """Codes of each weight by itself."""
     return grid.quantize(weight, start.scale[..., start.group], start.zero_point[..., start.group])
@@ -174,7 +199,7 @@ def nearest(
 
 def compensated(
     weight: Float[Tensor, "parts rows columns"],
-    grid: Grid,
+    grid: Codes,
     start: Rounded,
     moment: Float[Tensor, "parts columns columns"],
 ) -> Rounded:
@@ -206,7 +231,7 @@ def compensated(
 
 def descend(
     weight: Float[Tensor, "parts rows columns"],
-    grid: Grid,
+    grid: Codes,
     start: Rounded,
     moment: Float[Tensor, "parts columns columns"],
     sweeps: int = 1,
@@ -246,16 +271,17 @@ class _Columns:
         step: The same; 0 where a weight is removed.
     """
 
-    def __init__(self, grid: Grid, start: Rounded, order: Tensor) -> None:
+    def __init__(self, grid: Codes, start: Rounded, order: Tensor) -> None:
         group = start.group[order]
         zero = _by_column(start.zero_point[..., group])
         self.scale = _by_column(start.scale[..., group])
         self.step = self.scale if start.kept is None else self.scale * _by_column(start.kept[..., order])
+        self._whole = grid.whole
         self._lowest, self._highest = grid.lowest - zero, grid.highest - zero
 
     def nearest(self, values: Tensor, column: int) -> Tensor:
         """(parts, rows) whole steps that the grid of a column has; ``values`` is changed."""
-        return values.round_().clamp_(self._lowest[column], self._highest[column])
+        return self._whole(values).clamp_(self._lowest[column], self._highest[column])
 
 
 def _by_column(values: Tensor) -> Tensor:

@@ -24,9 +24,11 @@ from benchmarks import (
     lean_import,
     lenet_binary,
     minilm_int8,
+    minilm_w4,
     quantize_speed,
     refuses_slower,
     results,
+    stories_low_bits,
 )
 from benchmarks.cifar10 import DEFAULT_SHARED
 from benchmarks.claims import Claim, Context, Outcome
@@ -37,6 +39,8 @@ from flyweight.errors import FlyweightError, InputError
 CLAIMS = (
     cifar_int8.CLAIM,
     minilm_int8.CLAIM,
+    minilm_w4.CLAIM,
+    stories_low_bits.CLAIM,
     cifar_low_bits.CLAIM,
     cifar_qat.CLAIM,
     lenet_binary.CLAIM,

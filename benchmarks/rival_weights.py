@@ -3,6 +3,7 @@
 The job names a ``program`` (torch.export), the ``layers`` (names of weights), ``method``: ``gptq``
 (llm-compressor's core), ``hqq`` or ``nearest``, a list of ``bits``, a ``group_size`` (0: by output channel)
 and a folder ``out``. Layers are rounded one after the other, each on what it reads once those before it are.
+Of padded texts only tokens count that an array ``attention_mask`` keeps.
 The result holds ``files`` (bits to the rounded weights, safetensors, decoded), ``seconds`` and ``versions``.
 
 llm-compressor quantizes no convolutions: its core is given the convolution as a matrix, with the second
@@ -72,7 +73,8 @@ def _walk(
             break
         weight = _weight_of(node, layers)
         if weight is not None:
-            found = _rounded(graph.get_parameter(weight), node, values, method, bits, group_size)
+            reads = _kept(values[node.args[0]], [batch.get("attention_mask") for batch in batches])
+            found = _rounded(graph.get_parameter(weight), node, reads, method, bits, group_size)
             rounded[weight] = found.clone()
             values[node.all_input_nodes[1]] = [found] * len(batches)
         values[node] = [_computed(graph, node, values, i, batch) for i, batch in enumerate(batches)]
@@ -102,12 +104,18 @@ def _computed(graph: Any, node: Any, values: Mapping[Any, Sequence[Any]], index:
     return node.target(*args, **kwargs)
 
 
+def _kept(reads: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Tensor]:
+    """Without the tokens that fill short texts up."""
+    pairs = zip(reads, masks, strict=True)
+    return [x if mask is None or x.dim() != 3 else x[mask.bool()] for x, mask in pairs]
+
+
 def _rounded(
-    weight: Tensor, node: Any, values: Mapping[Any, Sequence[Tensor]], method: Method, bits: int, group: int
+    weight: Tensor, node: Any, reads: Sequence[Tensor], method: Method, bits: int, group: int
 ) -> Tensor:
     matrix = weight.detach().reshape(weight.shape[0], -1)
     moment = torch.zeros(matrix.shape[1], matrix.shape[1])
-    for read in values[node.args[0]]:
+    for read in reads:
         rows = read.reshape(-1, read.shape[-1]) if weight.dim() == 2 else _unfolded(read, weight, node)
         moment += rows.T @ rows
     size = group or matrix.shape[1]

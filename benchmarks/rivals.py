@@ -50,6 +50,8 @@ WEIGHTS = Rival(
     ("llmcompressor==0.14.0.1", "hqq==0.2.8.post1"),
     ROOT / "benchmarks" / "rival_weights.py",
 )
+AUTOROUND = Rival("autoround", ("auto-round==0.16.1",), ROOT / "benchmarks" / "rival_autoround.py")
+K_QUANT = Rival("onnxruntime", ONNXRUNTIME.requirements, ROOT / "benchmarks" / "rival_k_quant.py")
 
 
 def run(

@@ -1,6 +1,6 @@
 """stories260K, a Llama of 260 000 weights (karpathy/tinyllamas), and the TinyStories it is judged on.
 
-The first 100 stories of the sample are the held-out text; calibration draws on the others.
+The first 100 stories of the sample are the held-out text; calibration and training draw on the others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from flyweight.data.examples import Examples, Splits
+from flyweight.data.preprocessing import Preprocessing
+from flyweight.measure.profile import profile
+from flyweight.model import Model
 
 EVALUATED = 100
 CONTEXT = 512  # tokens the model was trained with; longer stories are cut
@@ -40,6 +45,43 @@ def model(shared: Path) -> Logits:
 
     folder = shared / "data" / "stories260K" / "hf"
     return Logits(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")).eval()
+
+
+def opened(shared: Path) -> Model:
+    """The same as flyweight works with it, for texts of any length."""
+    return Model(
+        "stories260K",
+        model(shared),
+        {"input_ids": torch.ones(1, 8, dtype=torch.int64)},
+        {"input_ids": AXES},
+        Preprocessing(),
+    )
+
+
+def quantized_layers(subject: Model) -> tuple[str, ...]:
+    """All linear layers but the head, whose weight is the embedding's."""
+    return tuple(x.name for x in profile(subject).layers if x.op == "linear" and "lm_head" not in x.name)
+
+
+def likelihood(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(texts,) mean log-likelihood of the tokens ``targets``, from (texts, tokens, vocabulary) logits."""
+    logits = torch.from_numpy(outputs)[:, :-1].transpose(1, 2)
+    each = functional.cross_entropy(logits, torch.from_numpy(targets)[:, 1:], reduction="none")
+    found: np.ndarray = -each.mean(1).numpy()
+    return found
+
+
+def splits(shared: Path, *, sequences: int | None = None) -> Splits:
+    """What may be learned from and calibrated on; the evaluation split is the same, and not for evaluation.
+
+    Stories that are judged have many lengths: `nats` judges them one by one.
+    """
+    ids = calibration(shared, sequences=sequences)
+    examples = Examples({"input_ids": ids}, targets=ids)
+    evaluated = np.stack([np.resize(story, SEQUENCE) for story in stories(shared)[:EVALUATED]])
+    return Splits(
+        train=examples, calibration=examples, evaluation=Examples({"input_ids": evaluated}, evaluated)
+    )
 
 
 def stories(shared: Path) -> list[np.ndarray]:

@@ -12,23 +12,24 @@ from benchmarks.claims import Check, Claim, Context, Outcome
 from benchmarks.trainings import Case, checks, opened
 from flyweight.recover.settings import TrainingSettings
 
-EPOCHS = 10
 AUGMENT = {"crop": 4, "flip": True}
 
 CASES = (
     Case(
         name="W2A8",
-        techniques="weight_only+static_activations",
-        settings={"bits": 2, "symmetric": False, "range_method": "mse", "activation_bits": 8},
+        techniques="gptq+static_activations",
+        settings={"bits": 2, "activation_bits": 8},
+        epochs=2,
         largest_drop=0.010,
     ),
     Case(
         name="W4A4",
-        techniques="weight_only+static_activations",
-        settings={"bits": 4, "range_method": "mse", "activation_bits": 4},
+        techniques="gptq+static_activations",
+        settings={"bits": 4, "activation_bits": 4},
+        epochs=2,
         largest_drop=0.007,
     ),
-    Case(name="binary weights", techniques="binary", settings={}, largest_drop=0.030),
+    Case(name="binary weights", techniques="binary", settings={}, epochs=10, largest_drop=0.030),
 )
 
 
@@ -38,7 +39,7 @@ def run(context: Context) -> Outcome:
     weights = context.data("converted", "cifar10_resnet20.safetensors")
     data = "benchmarks/cifar10.py:load" if context.quick else "benchmarks/cifar10.py:load_all"
     subject = opened("benchmarks/cifar10.py:resnet20", weights, data, context)
-    training = TrainingSettings(epochs=1 if context.quick else EPOCHS, augment=AUGMENT)
+    training = TrainingSettings(augment=AUGMENT, optimizer="adamw")
     found: list[Check] = []
     notes: list[str] = []
     for case in CASES:

@@ -11,7 +11,7 @@ from flyweight.recover.settings import TrainingSettings
 
 EPOCHS = 10
 LARGEST_ERROR = 0.012
-CASE = Case(name="binary weights", techniques="binary", settings={}, largest_drop=0.004)
+CASE = Case(name="binary weights", techniques="binary", settings={}, epochs=EPOCHS, largest_drop=0.004)
 
 
 def run(context: Context) -> Outcome:
@@ -19,7 +19,7 @@ def run(context: Context) -> Outcome:
     os.environ[cifar10.SHARED_VARIABLE] = str(context.shared)
     weights = context.data("converted", "mnist_lenet5.safetensors")
     subject = opened("benchmarks/mnist.py:lenet5", weights, "benchmarks/mnist.py:load", context)
-    training = TrainingSettings(epochs=1 if context.quick else EPOCHS)
+    training = TrainingSettings()
     found, notes = checks(subject, CASE, training, context)
     accuracy = found[0]
     error = Check(

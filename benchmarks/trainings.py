@@ -38,12 +38,14 @@ class Case:
         name: In words, ``"W2A8"``.
         techniques: As ``--technique`` takes them, ``"weight_only+static_activations"``.
         settings: Of the techniques.
+        epochs: Of the training.
         largest_drop: Of accuracy, against the float model.
     """
 
     name: str
     techniques: str
     settings: Mapping[str, bool | int | float | str]
+    epochs: int
     largest_drop: float
 
 
@@ -106,7 +108,7 @@ def _trained(
         task=subject.task,
         splits=subject.splits,
         batches=calibration_batches(subject.model, subject.task, subject.splits),
-        settings=replace(training, resume=True),
+        settings=replace(training, epochs=1 if context.quick else case.epochs, resume=True),
         storage=folder / f"{case.name.replace(' ', '_')}.safetensors",
     )
     return recover(subject.model, untrained, plan, teaching)

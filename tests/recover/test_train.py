@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flyweight.errors import InputError, UnsupportedError
 from flyweight.recover.batches import Batch
-from flyweight.recover.optimizer import ParameterGroup, rate_factor
+from flyweight.recover.optimizer import ParameterGroup, default_learning_rate, rate_factor
 from flyweight.recover.settings import TrainingSettings
 from flyweight.recover.train import Storage, Trained, Training, Validation, train
 
@@ -236,6 +236,10 @@ def test_progress_shows_loss_and_metric():
     train(training(network()), progress=Shown())
     assert shown[0].startswith("Training, epoch 1 of 4, loss 0.")
     assert ", held out 0." in shown[-1]
+
+
+def test_scales_alone_learn_faster_than_weights():
+    assert default_learning_rate("adamw", "scales") > default_learning_rate("adamw", "all")
 
 
 def test_the_learning_rate_rises_and_falls():

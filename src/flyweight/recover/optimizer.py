@@ -18,6 +18,9 @@ from flyweight.recover.settings import TrainingSettings
 
 MOMENTUM = 0.9
 LEARNING_RATES = {"sgd": 0.01, "adamw": 1e-3}
+# With codes kept there is little to overfit, and steps are parts of each scale's own size. In 200 steps, the
+# 2-bit weights of stories260K went from +1.15 nats to +0.74 with this rate, and to +0.86 with 1e-3.
+SCALES_RATE = 4e-3
 
 
 @final
@@ -36,6 +39,11 @@ class ParameterGroup:
     parameters: Sequence[nn.Parameter]
     decays: bool = False
     rate: float = 1.0
+
+
+def default_learning_rate(optimizer: str, tune: str) -> float:
+    """The highest learning rate, of an optimizer that is settled, for what is tuned."""
+    return SCALES_RATE if (optimizer, tune) == ("adamw", "scales") else LEARNING_RATES[optimizer]
 
 
 def make_optimizer(groups: Sequence[ParameterGroup], settings: TrainingSettings) -> torch.optim.Optimizer:

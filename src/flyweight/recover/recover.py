@@ -34,7 +34,7 @@ from flyweight.recover.augmentation import augmentation
 from flyweight.recover.batch_norms import normalised
 from flyweight.recover.batches import ExampleBatches
 from flyweight.recover.lesson import Lesson
-from flyweight.recover.optimizer import LEARNING_RATES
+from flyweight.recover.optimizer import default_learning_rate
 from flyweight.recover.quantization import Trainable, finished, trainable
 from flyweight.recover.settings import TrainingSettings
 from flyweight.recover.train import CHECKPOINT_S, Storage, Trained, Training, train
@@ -173,7 +173,7 @@ def _settled(settings: TrainingSettings, module: nn.Module) -> TrainingSettings:
     optimizer = settings.optimizer
     if optimizer == "auto":
         optimizer = "sgd" if convolves else "adamw"
-    rate = LEARNING_RATES[optimizer] if settings.learning_rate is None else settings.learning_rate
+    rate = settings.learning_rate or default_learning_rate(optimizer, settings.tune)
     precision = settings.precision
     if precision == "auto":
         multiplies = "avx512_bf16" in machine().get("instruction sets", "").split()

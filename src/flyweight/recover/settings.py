@@ -31,7 +31,8 @@ class TrainingSettings:
         train_seconds: Time given to each training; its learning rate runs out in it. None is no limit.
         tune: ``all`` trains weights and what they are rounded with. ``scales`` keeps the codes, and trains
             scales, zero points, lookup tables, norms and biases alone.
-        learning_rate: The highest; None is the optimizer's own, see `flyweight.recover.optimizer`.
+        learning_rate: The highest; None is the optimizer's own for what is tuned, see
+            `flyweight.recover.optimizer`.
         optimizer: ``auto`` is sgd (Nesterov momentum) for networks with convolutions, adamw for others.
         train_batch_size: Examples in one step.
         warm_up: Part of the training in which the learning rate rises.

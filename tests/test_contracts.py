@@ -37,7 +37,8 @@ from flyweight.testing.strategies import NETWORKS, batches_for, perceptron
 
 QUICK = {"learned_rounding": {"steps": 4, "rounds": 0}, "gptq": {"rounds": 0}}
 CASES = [case for name in catalog.names("technique") for case in cases(name, QUICK.get(name))]
-EXPORTED = [case for case in CASES if case.technique != "learned_rounding"]  # which leaves what gptq does
+# learned_rounding leaves what gptq does, and no file holds a cache
+EXPORTED = [case for case in CASES if case.technique not in {"learned_rounding", "kv_cache"}]
 
 
 @pytest.fixture(scope="module")

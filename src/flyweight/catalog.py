@@ -23,6 +23,7 @@ CATALOG: dict[Group, dict[str, str]] = {
         "normal_float": "flyweight.techniques.normal_float:NormalFloat",
         "vector": "flyweight.techniques.vector:Vector",
         "float_storage": "flyweight.techniques.float_storage:FloatStorage",
+        "kv_cache": "flyweight.techniques.kv_cache:KVCache",
         "static_activations": "flyweight.techniques.static_activations:StaticActivations",
         "dynamic_activations": "flyweight.techniques.dynamic_activations:DynamicActivations",
     },

@@ -26,8 +26,9 @@ class Stage(IntEnum):
     SPARSIFY = 2  # zeroes weights
     TRANSFORM = 3  # moves scales or rotates axes between layers; the model computes the same
     QUANTIZE = 4  # changes the number format of weights, or shares values
-    ACTIVATIONS = 5  # changes the number format of what the layers read
-    CODE = 6  # changes how the stored numbers are written
+    CACHE = 5  # changes the number format of what attention keeps of earlier tokens
+    ACTIVATIONS = 6  # changes the number format of what the layers read
+    CODE = 7  # changes how the stored numbers are written
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from flyweight.export.onnx_ops import OPSET, translations
 from flyweight.measure.graph import TRACING_FAILURES, check_axes, doubled, dynamic_shapes, quiet_tracer
 from flyweight.model import Model, copied
 from flyweight.tensors.affine import SCALE_BITS, AffineWeight
+from flyweight.tensors.cache import cache_bytes
 from flyweight.tensors.encoded import encoded_layers
 
 # Measured on the networks of `flyweight.testing.strategies`: a layer's nodes with their inputs' names, and
@@ -71,6 +72,12 @@ class OnnxExporter:
             UnsupportedError: The model cannot be traced, uses an operator without ONNX counterpart, or
                 exceeds 2 GB.
         """
+        if cache_bytes(model.module) is not None:
+            raise UnsupportedError(
+                f"model {model.name!r} rounds the keys and values that a cache holds, and ONNX files compute "
+                "whole sequences and hold no cache between calls: leave kv_cache out, or measure the plan "
+                "with flyweight evaluate"
+            )
         try:
             data = _file(model)
         except EXPORT_FAILURES as error:

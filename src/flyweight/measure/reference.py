@@ -13,6 +13,7 @@ from flyweight.model import Model
 from flyweight.progress import SILENT, Progress
 from flyweight.run.open import open_runtime
 from flyweight.tensors.activation import INTEGER_BITS, ranges_span_batch
+from flyweight.tensors.cache import cache_bytes
 
 
 def reference_quality(
@@ -49,7 +50,18 @@ def reference_quality(
     )
     count = len(splits.evaluation)
     chosen = Chosen(task=task, splits=splits, of=count, chosen="none of them calibrated on")
-    return quality_of(scores, chosen, splits, (_where(profile(model)), *told))
+    return quality_of(scores, chosen, splits, (_where(profile(model)), *_on_cache(model), *told))
+
+
+def _on_cache(model: Model) -> tuple[str, ...]:
+    """What a rounded cache takes, where there is one."""
+    found = cache_bytes(model.module)
+    if found is None:
+        return ()
+    return (
+        f"keys and values that a cache holds take {found.rounded:g} bytes a token, scales included, instead "
+        f"of {found.as_float16:g} in float16; no ONNX file holds them",
+    )
 
 
 def _where(made: ModelProfile) -> str:

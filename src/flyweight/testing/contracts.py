@@ -37,13 +37,15 @@ from flyweight.measure.profile import profile
 from flyweight.model import Model
 from flyweight.run.pytorch import PyTorchRuntime
 from flyweight.tensors.encoded import EncodedWeight, attach, encoded_layers
-from flyweight.testing.strategies import NETWORKS, batches_for
+from flyweight.testing.strategies import NETWORKS, WITH_A_CACHE, batches_for
 
 PROJECTION_TOLERANCE = 1e-6  # of the largest weight: scales are rounded to float32
 SIZE_TOLERANCE = 0.005
 SIZE_SLACK_BYTES = 400  # of the graph, whose nodes `lower` does not know
 EXPORTED_BATCHES = (1, 2, 5)
 UNKNOWN_SETTING = "no_technique_knows_this"
+_MAKERS = {**NETWORKS, **WITH_A_CACHE}
+_MAY_FIND_NOTHING = frozenset({Stage.TRANSFORM, Stage.CACHE})  # of what the graph has, not the profile
 
 
 @final
@@ -62,7 +64,7 @@ class Case:
     @cached_property
     def model(self) -> Model:
         """Before."""
-        return NETWORKS[self.network]()
+        return _MAKERS[self.network]()
 
     @cached_property
     def batches(self) -> Sequence[Mapping[str, Tensor]]:
@@ -76,8 +78,8 @@ class Case:
 
     @cached_property
     def refusal(self) -> str | None:
-        """Why a transform finds nothing to do in this network; None where it does, and for other stages."""
-        if self.plan.decisions[0].stage is Stage.TRANSFORM:
+        """Why nothing is found to do in this network, which is for some stages alone to say; else None."""
+        if self.plan.decisions[0].stage in _MAY_FIND_NOTHING:
             try:
                 self.result  # noqa: B018  # made here
             except UnsupportedError as error:
@@ -93,9 +95,10 @@ def cases(technique: str, settings: Mapping[str, Scalar] | None = None) -> list[
         settings: Added to those proposed, to make a long search or training short.
     """
     found = []
-    for network, make in NETWORKS.items():
+    instance: Technique = catalog.get("technique", technique)()
+    for network, make in (_MAKERS if instance.stage is Stage.CACHE else NETWORKS).items():
         known = profile(make())
-        groups = _by_settings(catalog.get("technique", technique)(), known, settings or {})
+        groups = _by_settings(instance, known, settings or {})
         found += [Case(technique, network, Plan(known.model, tuple(group))) for group in groups]
     return found
 
@@ -154,7 +157,7 @@ def check_plan_round_trips(case: Case) -> None:
 
 def check_deterministic(case: Case) -> None:
     """The same model, plan and batches give the same outputs, bit by bit."""
-    again = apply(NETWORKS[case.network](), case.plan, case.batches)
+    again = apply(_MAKERS[case.network](), case.plan, case.batches)
     for one, other in zip(case.result.outputs(case.batches[0]), again.outputs(case.batches[0]), strict=True):
         assert torch.equal(one, other), "two runs differ"
 

@@ -71,6 +71,26 @@ class _Tied(nn.Module):
         return logits
 
 
+class _Causal(nn.Module):
+    """An embedding, one attention in which tokens see earlier ones, and a prediction of the next token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 16)
+        self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 8)
+        self.value, self.out = nn.Linear(16, 8), nn.Linear(16, 16)
+        self.head = nn.Linear(16, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        query, key, value = (
+            y.unflatten(-1, (-1, 8)).transpose(1, 2) for y in (self.query(x), self.key(x), self.value(x))
+        )
+        y = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        logits: Tensor = self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+        return logits
+
+
 class _Signal(nn.Module):
     """Convolutions over time."""
 
@@ -123,6 +143,14 @@ def tied_network(seed: int = 0) -> Model:
         return Model("tied", _Tied(), {"tokens": tokens}, dynamic_axes={"tokens": {1: "length"}})
 
 
+def causal_network(seed: int = 0) -> Model:
+    """Grouped-query attention, (batch, length) token ids to (batch, length, `VOCABULARY`)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokens = torch.randint(VOCABULARY, (1, TOKENS))
+        return Model("causal", _Causal(), {"tokens": tokens}, dynamic_axes={"tokens": {1: "length"}})
+
+
 def signal_network(seed: int = 0) -> Model:
     """One-dimensional convolutions, (batch, 2, 32) to (batch, 4)."""
     with torch.random.fork_rng():
@@ -137,6 +165,8 @@ NETWORKS: Mapping[str, Callable[[], Model]] = {
     "tied": tied_network,
     "signal": signal_network,
 }
+# beside those, for techniques that round what attention keeps
+WITH_A_CACHE: Mapping[str, Callable[[], Model]] = {"causal": causal_network}
 
 
 def batches_for(model: Model, *, count: int = 2, size: int = 8, seed: int = 1) -> list[dict[str, Tensor]]:

@@ -23,6 +23,7 @@ from flyweight.model import Model
 from flyweight.run.onnxruntime import OnnxRuntime
 from flyweight.techniques.weight_only import WeightOnly
 from flyweight.tensors.affine import AffineWeight
+from flyweight.tensors.binary import BinaryWeight
 from flyweight.tensors.encoded import encoded_layers
 from flyweight.testing.contracts import (
     TECHNIQUE_CHECKS,
@@ -72,17 +73,24 @@ def test_result_exports_to_a_file_that_computes_the_same(case: Case, exported: C
 def test_onnx_file_holds_integers_and_no_metadata(case: Case, exported: Callable[[Case], Artifact]):
     _skip_refused(case)
     model = onnx.load(exported(case).model_path)
-    integers = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
-    stored = sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type in integers)
+    stored = sum(_codes(i) for i in model.graph.initializer)
     weights = {
         id(layer.layer.weight): layer.layer.weight
         for _, layer in encoded_layers(case.result.module)
-        if isinstance(layer.encoding(), AffineWeight)
+        if isinstance(layer.encoding(), AffineWeight | BinaryWeight)
     }
     assert stored >= sum(weight.numel() for weight in weights.values())
     assert [*model.metadata_props, model.doc_string, model.graph.doc_string] == ["", ""]
     assert not any(node.metadata_props or node.doc_string or node.name for node in model.graph.node)
-    assert {entry.domain for entry in model.opset_import} == {""}
+    packed = any(node.op_type in {"MatMulNBits", "GatherBlockQuantized"} for node in model.graph.node)
+    assert {entry.domain for entry in model.opset_import} == {"", *["com.microsoft"] * packed}
+
+
+def _codes(initializer: onnx.TensorProto) -> int:
+    """Integer codes of at most 8 bits; those in bytes may be four in each."""
+    kinds = onnx.TensorProto
+    narrow = {kinds.INT8: 1, kinds.INT4: 1, kinds.INT2: 1, kinds.UINT4: 1, kinds.UINT2: 1, kinds.UINT8: 4}
+    return narrow.get(initializer.data_type, 0) * int(np.prod(initializer.dims))
 
 
 def _skip_refused(case: Case) -> None:

@@ -34,7 +34,9 @@ from flyweight.testing.strategies import (
     text_network,
 )
 
-INT4, INT8 = onnx.TensorProto.INT4, onnx.TensorProto.INT8
+INT8, INT4, INT2 = onnx.TensorProto.INT8, onnx.TensorProto.INT4, onnx.TensorProto.INT2
+UINT8, UINT4 = onnx.TensorProto.UINT8, onnx.TensorProto.UINT4
+CODE_BITS = {INT8: 8, UINT8: 8, INT4: 4, UINT4: 4, INT2: 2}
 
 
 def written(model: Model, folder: Path, technique: str | None = None, **settings: Any) -> Artifact:
@@ -69,6 +71,11 @@ def stored(artifact: Artifact) -> Counter[int]:
     for initializer in onnx.load(artifact.model_path).graph.initializer:
         found[initializer.data_type] += int(np.prod(initializer.dims))
     return found
+
+
+def code_bytes(artifact: Artifact) -> float:
+    """Of all integers of at most 8 bits."""
+    return sum(count * CODE_BITS.get(kind, 0) for kind, count in stored(artifact).items()) / 8
 
 
 def weights(model: Model) -> int:
@@ -128,12 +135,13 @@ def test_four_bits_by_group_run_as_block_products(symmetric: bool, tmp_path: Pat
     model = Model("wide", layers, {"input": torch.randn(1, 6, 64)})
     artifact = written(model, tmp_path, "weight_only", bits=4, group_size=32, symmetric=symmetric)
     assert fused(artifact)["MatMulNBits"] == 2
-    assert stored(artifact)[INT4] >= weights(model)
+    assert weights(model) / 2 <= code_bytes(artifact) < weights(model) / 2 + 200
 
 
 def test_four_bit_convolution_by_group_with_a_short_last_group(tmp_path: Path):
     artifact = written(residual_network(), tmp_path, "weight_only", bits=4, group_size=7)
     assert stored(artifact)[INT4] >= weights(residual_network())
+    assert "DequantizeLinear" not in fused(artifact)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,9 @@ def test_four_bit_convolution_by_group_with_a_short_last_group(tmp_path: Path):
 )
 def test_narrow_embedding_tables_run(settings: dict[str, Any], tmp_path: Path):
     artifact = written(text_network(), tmp_path, "weight_only", **settings)
-    assert stored(artifact)[INT4] >= weights(text_network())
+    assert fused(artifact)["GatherBlockQuantized"] == 1
+    widening = 512 if settings["bits"] == 2 else 0
+    assert code_bytes(artifact) < weights(text_network()) * settings["bits"] / 8 + 200 + widening
 
 
 def test_dead_channels_run_as_the_reference(tmp_path: Path):
@@ -302,7 +312,7 @@ def test_layer_with_two_names_is_stored_once(technique: str, tmp_path: Path):
     shared = nn.Linear(32, 32)
     layers = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared, nn.ReLU()), nn.Linear(32, 4))
     artifact = written(Model("aliased", layers, {"input": torch.randn(1, 32)}), tmp_path, technique)
-    assert 32 * 32 + 32 * 4 <= stored(artifact)[INT8] < 32 * 32 + 32 * 4 + 100
+    assert 32 * 32 + 32 * 4 <= code_bytes(artifact) < 32 * 32 + 32 * 4 + 100
 
 
 class Tied(nn.Module):
@@ -324,22 +334,22 @@ def tied() -> Model:
     return Model("tied", Tied(), {"tokens": torch.randint(40, (1, 6))})
 
 
-TIED_FORMS: list[tuple[str, dict[str, Any], int, str]] = [
-    ("weight_only", {}, INT8, "MatMulNBits"),
-    ("weight_only", {"bits": 4, "group_size": 32}, INT4, "MatMulNBits"),
-    ("weight_only", {"granularity": "tensor", "symmetric": False}, INT8, "MatMul"),
-    ("dynamic_int8", {}, INT8, "DynamicQuantizeMatMul"),
-    ("static_int8", {}, INT8, "MatMulIntegerToFloat"),
+TIED_FORMS: list[tuple[str, dict[str, Any], str]] = [
+    ("weight_only", {}, "MatMulNBits"),
+    ("weight_only", {"bits": 4, "group_size": 32}, "MatMulNBits"),
+    ("weight_only", {"granularity": "tensor", "symmetric": False}, "MatMul"),
+    ("dynamic_int8", {}, "DynamicQuantizeMatMul"),
+    ("static_int8", {}, "MatMulIntegerToFloat"),
 ]
 
 
-@pytest.mark.parametrize(("technique", "settings", "kind", "operator"), TIED_FORMS)
+@pytest.mark.parametrize(("technique", "settings", "operator"), TIED_FORMS)
 def test_tied_weight_is_stored_once_and_runs_on_fused_operators(
-    technique: str, settings: dict[str, Any], kind: int, operator: str, tmp_path: Path
+    technique: str, settings: dict[str, Any], operator: str, tmp_path: Path
 ):
     artifact = written(tied(), tmp_path, technique, **settings)
-    codes = 400 * 64 + 64 * 64
-    assert codes <= stored(artifact)[kind] < codes + 1000
+    codes = (400 * 64 + 64 * 64) * settings.get("bits", 8) / 8
+    assert codes <= code_bytes(artifact) < codes + 1000
     assert fused(artifact)[operator] >= 1
     assert "Transpose" not in fused(artifact)
 
@@ -350,7 +360,7 @@ def test_layers_that_share_a_weight_store_it_once(technique: str, tmp_path: Path
     layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     layers[2].weight = layers[0].weight
     artifact = written(Model("shared", layers, {"input": torch.randn(1, 64)}), tmp_path, technique)
-    assert 64 * 64 <= stored(artifact)[INT8] < 64 * 64 + 200
+    assert 64 * 64 <= code_bytes(artifact) < 64 * 64 + 200
 
 
 def test_shared_weight_in_two_forms_is_predicted_and_stored_twice(tmp_path: Path):
@@ -477,7 +487,7 @@ def test_weight_that_another_module_reads_is_stored_as_codes(tmp_path: Path):
 
     model = Model("lookup", Lookup(), {"tokens": torch.randint(40, (1, 6))})
     artifact = written(model, tmp_path, "weight_only")
-    assert stored(artifact)[INT8] == 40 * 16 + 16 * 16
+    assert code_bytes(artifact) == 40 * 16 + 16 * 16
 
 
 def test_export_is_the_same_each_time(tmp_path: Path):

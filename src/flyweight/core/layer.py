@@ -46,13 +46,15 @@ class LayerProfile:
         density: Fraction of weights kept, in (0, 1].
         encoding: The stored form; ``"float32"`` also for forms that are not listed, which exporters write
             decoded.
-        code_bits: Bits of one integer code where the weight is affine, else None.
+        code_bits: Bits of one integer code where the weight is affine, else None; after lowering, of whatever
+            code or float the file stores.
         group_size: Columns that share one scale; None where no scale is stored, or one serves the whole
             weight.
         codebook: Lookup tables of normal floats, codebooks and vectors, else None.
         activation_bits: Bits of one element of the input as it is multiplied.
         activation_mode: ``"float"``, ``"static"`` (ranges fixed by calibration) or ``"dynamic"`` (ranges
             found at run time).
+        activation_granularity: What has a range of its own where ranges are found at run time.
         tied_to: Name of the earlier layer that owns the same weight, else None; it is then stored once.
     """
 
@@ -71,6 +73,7 @@ class LayerProfile:
     codebook: CodebookProfile | None = None
     activation_bits: int = FLOAT_BITS
     activation_mode: Literal["float", "static", "dynamic"] = "float"
+    activation_granularity: Literal["tensor", "token"] = "tensor"
     tied_to: str | None = None
 
     @property

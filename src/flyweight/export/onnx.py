@@ -1,13 +1,13 @@
 """ONNX files that are small and fast by construction.
 
-Affine weights become integer initializers; activations are rounded by QuantizeLinear/DequantizeLinear pairs
-or by DynamicQuantizeLinear, in the patterns that runtimes fuse. Every other stored form is written decoded,
-as float32.
+Weights are stored as the codes they are; `flyweight.export.onnx_routes` says what kernels make of them.
+Activations are rounded by QuantizeLinear/DequantizeLinear pairs or by DynamicQuantizeLinear, in the patterns
+that runtimes fuse.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -17,25 +17,22 @@ from torch import nn
 from torch._export.verifier import SpecViolationError
 
 from flyweight import _atomic
-from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile
+from flyweight.core.layer import ModelProfile
 from flyweight.errors import UnsupportedError
-from flyweight.export.onnx_graph import clean
-from flyweight.export.onnx_layers import CODES, check_activation_bits, to_export_form
+from flyweight.export.onnx_block_ops import block_translations, lists_places
+from flyweight.export.onnx_graph import clean, store_narrow_codes
+from flyweight.export.onnx_inputs import check_activation_bits
+from flyweight.export.onnx_layers import to_export_form
 from flyweight.export.onnx_ops import OPSET, translations
+from flyweight.export.onnx_products import layer_inputs
+from flyweight.export.onnx_size import lowered
+from flyweight.export.onnx_stored import CODES, StoresCodes
+from flyweight.export.onnx_stored_ops import stored_translations
 from flyweight.measure.graph import TRACING_FAILURES, check_axes, doubled, dynamic_shapes, quiet_tracer
 from flyweight.model import Model, copied
-from flyweight.tensors.affine import SCALE_BITS, AffineWeight
 from flyweight.tensors.cache import cache_bytes
 from flyweight.tensors.encoded import encoded_layers
 
-# Measured on the networks of `flyweight.testing.strategies`: a layer's nodes with their inputs' names, and
-# the headers of its initializers.
-BYTES_OF_A_GRAPH = 300
-BYTES_A_FLOAT_LAYER = 100
-BYTES_OF_ROUNDING = {"float": 0, "dynamic": 60, "static": 175}  # of what a float layer reads
-BYTES_AN_INTEGER_LAYER = {"float": 155, "dynamic": 200, "static": 330}
-BYTES_OF_A_RESHAPE = 110  # of a convolution's weight, where neighbouring columns share a scale
-HALF_SCALE_BITS = 16
 MAX_STORED_BYTES = 2_000_000_000  # a message of protobuf ends at 2**31; the rest is for the graph
 # What tracing, translating and cleaning up raise on modules and graphs that they do not understand.
 EXPORT_FAILURES = (*TRACING_FAILURES, ArithmeticError, SpecViolationError)
@@ -49,7 +46,7 @@ class OnnxExporter:
     model_file = "model.onnx"
 
     def lower(self, profile: ModelProfile) -> ModelProfile:
-        """Dense codes of 4 or 8 bits, float32 scales; the format keeps neither sparsity nor other widths.
+        """Dense codes of 2, 4, 8 or 16 bits; the format keeps neither sparsity nor other widths.
 
         A weight that two layers share is stored once only if both store it in the same form.
 
@@ -58,12 +55,7 @@ class OnnxExporter:
         """
         for layer in profile.layers:
             check_activation_bits(layer.name, layer.activation_bits)
-        layers = tuple(
-            _lowered(layer if _shared(layer, profile) else replace(layer, tied_to=None))
-            for layer in profile.layers
-        )
-        container = BYTES_OF_A_GRAPH + sum(map(_container_bytes, layers))
-        return replace(profile, layers=layers, container_bytes=float(container))
+        return lowered(profile)
 
     def export(self, model: Model, path: Path) -> None:
         """Write the file whole or not at all.
@@ -88,74 +80,37 @@ class OnnxExporter:
         _atomic.write_bytes(path, data)
 
 
-def _shared(layer: LayerProfile, profile: ModelProfile) -> bool:
-    owner = profile.by_name.get(layer.tied_to or "")
-    stored = ("code_bits", "group_size", "weight_bits", "density")
-    return owner is not None and all(getattr(layer, part) == getattr(owner, part) for part in stored)
-
-
-def _lowered(layer: LayerProfile) -> LayerProfile:
-    if layer.code_bits is None:
-        return replace(layer, weight_bits=float(FLOAT_BITS), density=1.0)
-    width = 4 if layer.code_bits <= 4 else 8
-    scales = 1 if layer.group_size is None else layer.rows * -(-layer.columns // layer.group_size)
-    by_row = layer.group_size == layer.columns
-    halved = layer.op == "embedding" and by_row and width == 8
-    bits = scales * (HALF_SCALE_BITS if halved else SCALE_BITS)
-    if _has_zero_points(layer, scales):
-        bits += scales * width
-    return replace(layer, weight_bits=width + bits / layer.weights, density=1.0, code_bits=width)
-
-
-def _has_zero_points(layer: LayerProfile, scales: int) -> bool:
-    """Whether more is stored than codes, scales and, of a layer with removed weights, their mask."""
-    kept = layer.weights * layer.density
-    mask = layer.weights if layer.density < 1 else 0
-    rest = layer.weight_bits * kept - kept * (layer.code_bits or 0) - scales * SCALE_BITS - mask
-    return rest > scales  # a zero point has at least two bits
-
-
-def _static_bytes(layer: LayerProfile) -> float:
-    """Of zero points where a matrix is multiplied, and of scales where the bias is of integers."""
-    scales = 1 if layer.group_size is None else layer.rows * -(-layer.columns // layer.group_size)
-    if layer.activation_mode != "static" or _has_zero_points(layer, scales):
-        return 0.0
-    is_linear = layer.op == "linear"
-    by_group = layer.group_size is not None and layer.group_size < layer.columns
-    integer_bias = not by_group and (not is_linear or layer.input_elements == layer.columns)
-    return scales * (is_linear * (layer.code_bits or 0) + integer_bias * SCALE_BITS) / 8
-
-
-def _container_bytes(layer: LayerProfile) -> float:
-    if layer.code_bits is None:
-        return float(BYTES_A_FLOAT_LAYER + BYTES_OF_ROUNDING[layer.activation_mode])
-    by_group = layer.group_size is not None and layer.group_size < layer.columns
-    reshaped = by_group and layer.op in {"conv1d", "conv2d"}
-    graph = BYTES_AN_INTEGER_LAYER[layer.activation_mode] + reshaped * BYTES_OF_A_RESHAPE
-    return graph + _static_bytes(layer)
-
-
-def _export_form(module: nn.Module) -> nn.Module:
-    form = copied(module)
-    to_export_form(form)
+def _export_form(model: Model) -> nn.Module:
+    form = copied(model.module)
+    to_export_form(form, layer_inputs(model))
     return form
+
+
+def _stored(form: nn.Module) -> Iterator[tuple[str, StoresCodes]]:
+    """Qualified name and module of each that holds codes."""
+    for name, module in form.named_modules():
+        if isinstance(module, StoresCodes):
+            yield name, module
+
+
+def _weight_names(stored: Mapping[str, StoresCodes], layers: Sequence[str]) -> dict[str, str]:
+    """Initializers of codes to the names of the weights they stand for."""
+    owners = {path: layer for path in stored for layer in layers if f"{path}.".startswith(f"{layer}.")}
+    return {f"{path}.{CODES}": f"{layer}.weight" for path, layer in owners.items()}
 
 
 def _file(model: Model) -> bytes:
     import onnx_ir as ir
 
-    code_bits = {
-        f"{name}.{CODES}": layer.encoding().form.bits  # type: ignore[attr-defined]
-        for name, layer in encoded_layers(model.module)
-        if isinstance(layer.encoding(), AffineWeight)
-    }
-    proto = _traced(model, _export_form(model.module))
-    clean(proto, code_bits)
+    form = _export_form(model)
+    proto = _traced(model, form)
+    stored = dict(_stored(form))
+    clean(proto, _weight_names(stored, [name for name, _ in encoded_layers(model.module)]))
     _name_ports(proto.graph, model)
-    stored = sum(v.const_value.nbytes for v in proto.graph.initializers.values() if v.const_value is not None)
-    if stored > MAX_STORED_BYTES:
+    size = sum(v.const_value.nbytes for v in proto.graph.initializers.values() if v.const_value is not None)
+    if size > MAX_STORED_BYTES:
         raise UnsupportedError(
-            f"the weights of model {model.name!r} take {stored} bytes; one ONNX file holds 2 GB: "
+            f"the weights of model {model.name!r} take {size} bytes; one ONNX file holds 2 GB: "
             "choose fewer bits"
         )
     file = ir.to_proto(proto)
@@ -174,23 +129,24 @@ def _traced(model: Model, module: nn.Module) -> Any:
             program,
             dynamo=True,
             opset_version=OPSET,
-            custom_translation_table=dict(translations()),
+            custom_translation_table={**translations(), **stored_translations(), **block_translations()},
             verbose=False,
             optimize=False,
         )
     if exported is None:
         raise RuntimeError("the exporter returned nothing")
-    optimizer.optimize_ir(exported.model, should_fold=_may_fold)
+    stored = dict(_stored(module))
+    narrow = {f"{path}.{part}": kind for path, m in stored.items() for part, kind in m.narrow_types.items()}
+    store_narrow_codes(exported.model, narrow)
+    kept = {f"{path}.{part}" for path, m in stored.items() for part, _ in m.named_buffers()}  # type: ignore[attr-defined]
+
+    def may_fold(node: Any) -> bool | None:
+        """Not what reads stored weights: what is computed from them would be stored, too, and wider."""
+        reads = any(v is not None and v.is_initializer() and v.name in kept for v in node.inputs)
+        return False if reads or lists_places(node) else None
+
+    optimizer.optimize_ir(exported.model, should_fold=may_fold)
     return exported.model
-
-
-def _may_fold(node: Any) -> bool | None:
-    """Not what reads codes: rows of a table looked up at fixed positions would be stored as floats."""
-    reads_codes = any(
-        value is not None and value.is_initializer() and str(value.name).endswith(f".{CODES}")
-        for value in node.inputs
-    )
-    return False if reads_codes else None
 
 
 def _name_ports(graph: Any, model: Model) -> None:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from flyweight.export.onnx_blocks import unpacked
+from flyweight.export.onnx_contrib import gather_block_quantized, matmul_n_bits
 
 EXACT_LEVEL = 0
 INTEGER_LEVEL = 4
 LARGEST_INTEGER = 127  # of the codes into which level 4 rounds
 LEAST_WIDTH = 4  # that is multiplied
 NARROW_OFFSET = (1 << (LEAST_WIDTH - 1)) - (1 << 1)  # from the middle of 2 bits to the middle of 4
-DOMAIN = "com.microsoft"
 
 
 @torch.library.custom_op("flyweight::block_product", mutates_args=())
@@ -128,9 +128,6 @@ def block_translations() -> Mapping[Any, Callable[..., Any]]:
     """Each operator above, and the function that writes its ONNX nodes."""
     from onnxscript import FLOAT, INT32
     from onnxscript import opset21 as op
-    from onnxscript.values import Opset
-
-    contrib = Opset(DOMAIN, 1)
 
     def ints(*values: int) -> Any:
         return op.Constant(value_ints=list(values))
@@ -147,7 +144,7 @@ def block_translations() -> Mapping[Any, Callable[..., Any]]:
         if width < multiplied or len(codes.shape) == 2:
             stored = op.Reshape(stored, ints(rows, blocks, block_size * multiplied // 8))
         zeros = None if zero_point is None else onnx_zero_points(zero_point, rows, blocks, width)
-        return contrib.MatMulNBits(
+        return matmul_n_bits()(
             x,
             stored,
             onnx_scales(scale, rows, blocks),
@@ -176,11 +173,12 @@ def block_translations() -> Mapping[Any, Callable[..., Any]]:
         return op.Expand(found, ints(rows, wanted)) if one_for_all else found
 
     def onnx_scales(scale: Any, rows: int, blocks: int) -> Any:
-        scale = op.Cast(scale, to=FLOAT.dtype) if scale.dtype != FLOAT.dtype else scale
-        if len(scale.shape) == 2:
-            return scale
-        column = scale if len(scale.shape) == 0 else op.Unsqueeze(scale, ints(-1))
-        return op.Expand(column, ints(rows, blocks)) if len(scale.shape) == 0 or blocks > 1 else column
+        axes = len(scale.shape)
+        found = op.Cast(scale, to=FLOAT.dtype) if scale.dtype != FLOAT.dtype else scale
+        if axes == 2:
+            return found
+        column = op.Unsqueeze(found, ints(-1)) if axes else found
+        return op.Expand(column, ints(rows, blocks)) if axes == 0 or blocks > 1 else column
 
     def onnx_block_rows(codes, scale, zero_point, ids, columns, width, block_size):  # type: ignore[no-untyped-def]
         rows, blocks = int(codes.shape[0]), -(-columns // block_size)
@@ -189,7 +187,7 @@ def block_translations() -> Mapping[Any, Callable[..., Any]]:
             zeros = op.Expand(zero_point, ints(rows, int(zero_point.shape[1])))
         # GatherBlockQuantized gives zeros for an index out of range, a Gather an error
         places = op.Range(*(op.Constant(value_int=value) for value in (0, rows, 1)))
-        return contrib.GatherBlockQuantized(
+        return gather_block_quantized()(
             codes,
             op.Gather(places, ids),
             onnx_scales(scale, rows, blocks),
@@ -205,6 +203,13 @@ def block_translations() -> Mapping[Any, Callable[..., Any]]:
         ops.block_product.default: onnx_block_product,
         ops.block_rows.default: onnx_block_rows,
     }
+
+
+def lists_places(node: Any) -> bool:
+    """Whether a node of the file lists the rows of a packed table: runtimes do so as they load it."""
+    users = [use.node for use in node.outputs[0].uses()]
+    found = [after.node for user in users if user.op_type == "Gather" for after in user.outputs[0].uses()]
+    return node.op_type == "Range" and any(user.op_type == "GatherBlockQuantized" for user in found)
 
 
 def _pairs_of_narrow_codes() -> Any:

@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flyweight.export.onnx_layers import CODES
 from flyweight.export.onnx_pools import pad_before_pools
 from flyweight.export.onnx_sharing import share_initializers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+OPSET_OF_2_BITS, IR_OF_2_BITS = 25, 13
 SPATIAL_AXES = {2, 3}  # of four
 _MOVES = frozenset({"Slice", "Pad", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool"})
 
 
-def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
-    """All passes below, in place; ``code_bits``: names of stored codes to the bits of one code."""
+def store_narrow_codes(model: ir.Model, narrow: Mapping[str, str]) -> None:
+    """Store several codes in a byte, in place; a file with codes of 2 bits is of the first version with them.
+
+    Args:
+        model: As it was translated: an optimizer would take out what makes 8 bits of codes of 8 bits.
+        narrow: Initializer to its integer type.
+    """
+    import ml_dtypes
+    import onnx_ir as ir
+
+    for name, kind in narrow.items():
+        value = model.graph.initializers.get(name)
+        if value is None or value.const_value is None:
+            continue
+        array = value.const_value.numpy().astype(getattr(ml_dtypes, kind.lower()))
+        value.const_value = ir.tensor(array, dtype=ir.DataType[kind], name=name)
+        value.dtype = ir.DataType[kind]
+        if kind.endswith("2"):
+            model.opset_imports[""], model.ir_version = OPSET_OF_2_BITS, IR_OF_2_BITS
+
+
+def clean(model: ir.Model, weights: Mapping[str, str]) -> None:
+    """All passes below, in place; ``weights``: initializers of codes to their names in the file."""
     from onnx_ir.passes import common
 
-    _store_narrow_codes(model.graph, code_bits)
     _pool_instead_of_mean(model.graph)
     pad_before_pools(model.graph)
     share_initializers(model.graph)
@@ -37,25 +57,9 @@ def clean(model: ir.Model, code_bits: Mapping[str, int]) -> None:
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces outweigh a small model
     _drop_default_attributes(model)
-    _shorten_names(model.graph, code_bits)
+    _shorten_names(model.graph, weights)
     model.producer_name, model.producer_version = "flyweight", None
     model.graph.name = "g"
-
-
-def _store_narrow_codes(graph: ir.Graph, code_bits: Mapping[str, int]) -> None:
-    """Codes and zero points of at most 4 bits become INT4, two in a byte."""
-    import ml_dtypes
-    import onnx_ir as ir
-
-    for name, bits in code_bits.items():
-        prefix = name.removesuffix(CODES)
-        for part in (name, f"{prefix}zero_point"):
-            value = graph.initializers.get(part)
-            if bits > 4 or value is None or value.const_value is None:
-                continue
-            narrow = value.const_value.numpy().astype(ml_dtypes.int4)
-            value.const_value = ir.tensor(narrow, dtype=ir.DataType.INT4, name=part)
-            value.dtype = ir.DataType.INT4
 
 
 def _pool_instead_of_mean(graph: ir.Graph) -> None:
@@ -177,7 +181,7 @@ def _plain(value: object) -> object:
     return value.encode() if isinstance(value, str) else value
 
 
-def _shorten_names(graph: ir.Graph, codes: Collection[str]) -> None:
+def _shorten_names(graph: ir.Graph, weights: Mapping[str, str]) -> None:
     """Every name is stored at each use; only inputs, outputs and stored weights keep theirs."""
     kept = {value.name for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]}
     names = (name for name in _short_names() if name not in kept)
@@ -188,8 +192,8 @@ def _shorten_names(graph: ir.Graph, codes: Collection[str]) -> None:
                 output.name = next(names)
     for value in list(graph.initializers.values()):
         old = value.name or ""
-        if old in codes:
-            value.name = old.removesuffix(CODES) + "weight"
+        if old in weights:
+            value.name = weights[old]
         elif not old.endswith("weight"):
             value.name = next(names)
 

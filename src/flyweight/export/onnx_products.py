@@ -18,14 +18,15 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from flyweight.export.onnx_block_ops import DOMAIN, EXACT_LEVEL, INTEGER_LEVEL, LEAST_WIDTH, in_integers
+from flyweight.export.onnx_block_ops import EXACT_LEVEL, INTEGER_LEVEL, LEAST_WIDTH, in_integers
 from flyweight.export.onnx_blocks import Blocks
+from flyweight.export.onnx_contrib import DOMAIN
 from flyweight.export.onnx_ops import OPSET
 from flyweight.measure.agreement import relative_error
 from flyweight.model import Model
-from flyweight.tensors.encoded import encoded_layers, input_of
+from flyweight.tensors.encoded import EncodedLayer, encoded_layers, input_of
 
 Way = Literal["integers", "blocks", "floats"]
 LEVELS: Mapping[Way, int] = {"integers": INTEGER_LEVEL, "blocks": EXACT_LEVEL}
@@ -54,7 +55,12 @@ class Product:
 
 
 def way_of(
-    weight: Float[Tensor, "rows columns"], blocks: Blocks, x: Tensor | None, *, has_zero_points: bool
+    weight: Float[Tensor, "rows columns"],
+    blocks: Blocks,
+    x: Tensor | None,
+    *,
+    has_zero_points: bool,
+    packed: bool,
 ) -> Way:
     """How a layer multiplies.
 
@@ -63,17 +69,16 @@ def way_of(
         blocks: Its layout.
         x: What the layer reads, (..., columns); None where no example reaches it.
         has_zero_points: Whether the weight is asymmetric.
+        packed: Codes are stored in blocks whatever is faster, as an embedding reads the same.
     """
     if x is None:
         return "integers"
     tokens = x.reshape(-1, x.shape[-1])
-    exact = tokens @ weight.T
-    rounded = in_integers(tokens, blocks.block_size) @ weight.T
-    within = relative_error([exact], [rounded]) <= LARGEST_ERROR
+    within = is_close(tokens @ weight.T, in_integers(tokens, blocks.block_size) @ weight.T)
     # Every width but 4 takes 10 to 50 times as long on floats (ONNX Runtime 1.31).
     ways: list[Way] = ["integers"] if within else []
     ways += ["blocks"] if max(blocks.width, LEAST_WIDTH) == LEAST_WIDTH else []
-    ways += ["floats"]
+    ways += [] if packed and ways else ["floats"]
     if len(ways) == 1 or weight.numel() < SMALL_WEIGHTS:
         return ways[0]
     rows, columns = weight.shape
@@ -86,6 +91,11 @@ def way_of(
         min(len(tokens), MOST_TOKENS),
     )
     return fastest(product, tuple(ways))
+
+
+def is_close(exact: Tensor, rounded: Tensor) -> bool:
+    """Whether a layer's output may be computed in the second way instead of the first."""
+    return relative_error([exact], [rounded]) <= LARGEST_ERROR
 
 
 @cache
@@ -175,15 +185,15 @@ def _graph(product: Product, way: Way) -> bytes:
 def layer_inputs(model: Model) -> dict[str, Tensor]:
     """What each encoded layer multiplies on the model's example, its smoothing factors included, by name.
 
-    Layers whose input is rounded before, or which the example does not reach, are left out.
+    Layers that the example does not reach are left out.
     """
     found: dict[str, Tensor] = {}
 
     def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        def hook(module: EncodedLayer, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
             x = input_of(args, kwargs)
             if x.is_floating_point():
-                found.setdefault(name, x)
+                found.setdefault(name, x if module.input_factors is None else x * module.input_factors)
 
         return hook
 

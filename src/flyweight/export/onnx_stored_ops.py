@@ -30,16 +30,9 @@ def decode(
 
 
 @torch.library.custom_op("flyweight::integers", mutates_args=())
-def integers(
-    codes: Tensor, ratio: Tensor | None, zero_point: Tensor | None, columns: int, shape: Sequence[int]
-) -> Tensor:
-    """``round((codes - zero_point) * ratio)`` as int8; without a ratio, the difference, which fits.
-
-    The arguments are those of `decode`.
-    """
-    centred = codes.float() if zero_point is None else codes.float() - zero_point.float()
-    rounded = centred if ratio is None else (centred * ratio).round()
-    return _cut(rounded, columns, shape).to(torch.int8)
+def integers(codes: Tensor, zero_point: Tensor | None) -> Tensor:
+    """``codes - zero_point`` as int8, which holds the difference of codes of at most 7 bits."""
+    return codes.clone() if zero_point is None else codes - zero_point
 
 
 @torch.library.custom_op("flyweight::look_up", mutates_args=())
@@ -62,10 +55,8 @@ def _(
 
 
 @integers.register_fake
-def _(
-    codes: Tensor, ratio: Tensor | None, zero_point: Tensor | None, columns: int, shape: Sequence[int]
-) -> Tensor:
-    return codes.new_empty(shape, dtype=torch.int8)
+def _(codes: Tensor, zero_point: Tensor | None) -> Tensor:
+    return torch.empty_like(codes)
 
 
 @look_up.register_fake
@@ -102,10 +93,8 @@ def stored_translations() -> Mapping[Any, Callable[..., Any]]:
         found = centred(values, zero_point)
         return cut(found if scale is None else op.Mul(found, as_float(scale)), values, columns, shape)
 
-    def onnx_integers(codes, ratio, zero_point, columns, shape):  # type: ignore[no-untyped-def]
-        found = centred(codes, zero_point)
-        rounded = found if ratio is None else op.Round(op.Mul(found, ratio))
-        return cut(op.Cast(rounded, to=INT8.dtype), codes, columns, shape)
+    def onnx_integers(codes, zero_point):  # type: ignore[no-untyped-def]
+        return op.Cast(codes if zero_point is None else centred(codes, zero_point), to=INT8.dtype)
 
     def onnx_look_up(table, codes, by_row):  # type: ignore[no-untyped-def]
         places = op.Cast(codes, to=INT32.dtype)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from flyweight.core.analysis import Deviation, LayerErrors
-from flyweight.core.layer import FLOAT_BITS, ModelProfile
+from flyweight.core.layer import FLOAT_BITS, LayerProfile, ModelProfile
 from flyweight.core.plan import Plan
 from flyweight.core.report import LayerReport
 from flyweight.model import Model
@@ -74,14 +74,7 @@ def notes_on(layers: tuple[LayerReport, ...], planned: ModelProfile) -> tuple[st
     if strange:
         some = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
         notes.append(f"no technique takes layers of these kinds: {some}")
-    codes = {layer.name: layer.code_bits for layer in planned.layers}
-    wider = {
-        (before, int(layer.weight_bits))
-        for layer in layers
-        if (before := codes.get(layer.name)) is not None and before < layer.weight_bits
-    }
-    notes += [f"the format stores codes of {asked} bits in {took}" for asked, took in sorted(wider)]
-    return (*notes, *_notes_on_forms(layers, planned))
+    return (*notes, *_notes_on_widths(layers, planned), *_notes_on_forms(layers, planned))
 
 
 def note_on_unused(before: ModelProfile) -> tuple[str, ...]:
@@ -90,6 +83,25 @@ def note_on_unused(before: ModelProfile) -> tuple[str, ...]:
         return ()
     some = ", ".join(before.unused[:3]) + (", ..." if len(before.unused) > 3 else "")
     return (f"nothing uses the output of {some}: left out of the plan and of the file",)
+
+
+def _notes_on_widths(layers: tuple[LayerReport, ...], planned: ModelProfile) -> Iterator[str]:
+    """Which codes are wider in the file than they need to be, and what that costs."""
+    more: Counter[tuple[int, int]] = Counter()
+    for layer in layers:
+        before = planned.by_name.get(layer.name)
+        bits = None if before is None else _code_bits(before)
+        if before is not None and bits is not None and bits < layer.weight_bits < FLOAT_BITS:
+            more[bits, int(layer.weight_bits)] += max(round(layer.storage_bytes - before.storage_bytes), 0)
+    for (asked, took), extra in sorted(more.items()):
+        yield f"the format stores codes of {asked} bits in {took}: {extra} bytes more than they need"
+
+
+def _code_bits(layer: LayerProfile) -> int | None:
+    """Of one code as the stored form has it."""
+    if layer.codebook is not None:
+        return (layer.codebook.entries - 1).bit_length()
+    return {"binary": 1, "ternary": 2}.get(layer.encoding, layer.code_bits)
 
 
 def _notes_on_forms(layers: tuple[LayerReport, ...], planned: ModelProfile) -> Iterator[str]:

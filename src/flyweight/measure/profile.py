@@ -106,28 +106,44 @@ def _layer_of(module: EncodedLayer | Layer) -> Layer:
 
 
 def _profile_of(name: str, module: EncodedLayer | Layer, x: Tensor, output: Tensor) -> LayerProfile:
-    layer = _layer_of(module)
-    rows, columns = layer.weight.shape[0], layer.weight[0].numel()
-    op = _OPERATIONS[type(layer)]
-    profile = LayerProfile(
-        name=name,
-        op=op,
-        rows=rows,
-        columns=columns,
-        macs=0 if op == "embedding" else output.numel() * columns,
+    bare = unencoded(name, _layer_of(module))
+    profile = replace(
+        bare,
+        macs=0 if bare.op == "embedding" else output.numel() * bare.columns,
         input_elements=x.numel(),
         output_elements=output.numel(),
     )
-    return _with_encoding(profile, module) if isinstance(module, EncodedLayer) else profile
+    return with_encoding(profile, module) if isinstance(module, EncodedLayer) else profile
 
 
-def _with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
+def unencoded(name: str, layer: Layer) -> LayerProfile:
+    """A layer before it runs: its kind and size."""
+    rows, columns = layer.weight.shape[0], layer.weight[0].numel()
+    return LayerProfile(
+        name=name,
+        op=_OPERATIONS[type(layer)],
+        rows=rows,
+        columns=columns,
+        macs=0,
+        input_elements=0,
+        output_elements=0,
+    )
+
+
+def with_encoding(profile: LayerProfile, module: EncodedLayer) -> LayerProfile:
+    """With what is stored of the weight, and how its input is rounded."""
     encoding = module.encoding()
     kept = max(profile.weights * encoding.density, 1.0)
     profile = replace(profile, weight_bits=encoding.nbytes * 8 / kept, density=encoding.density)
     profile = in_form(encoding, profile)
-    if isinstance(module.input_quantizer, DynamicQuantizer):
-        return replace(profile, activation_bits=module.input_quantizer.bits, activation_mode="dynamic")
+    quantizer = module.input_quantizer
+    if isinstance(quantizer, DynamicQuantizer):
+        return replace(
+            profile,
+            activation_bits=quantizer.bits,
+            activation_mode="dynamic",
+            activation_granularity=quantizer.granularity,
+        )
     if module.input_scale is not None:
         return replace(profile, activation_bits=module.input_bits, activation_mode="static")
     return profile

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_transformers import bert, llama
 from torch import Tensor, fx, nn
 
 from flyweight.apply import apply
@@ -20,6 +19,7 @@ from flyweight.model import Model
 from flyweight.techniques.equalization import Equalization
 from flyweight.tensors.affine import AffineForm, encode_affine
 from flyweight.testing.strategies import perceptron, residual_network, text_network
+from small_transformers import bert, llama
 
 ROUNDING = 1e-5
 

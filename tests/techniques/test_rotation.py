@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_transformers import TOKENS, VOCABULARY, WIDTH, Attention, bert, gpt, llama, token_batches
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from flyweight.techniques.rotation import Rotation
 from flyweight.tensors.encoded import attach
 from flyweight.testing.contracts import _halve
 from flyweight.testing.strategies import batches_for, perceptron, residual_network, text_network, tied_network
+from small_transformers import TOKENS, VOCABULARY, WIDTH, Attention, bert, gpt, llama, token_batches
 
 ROUNDING = 1e-5
 

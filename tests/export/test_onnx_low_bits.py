@@ -112,7 +112,7 @@ def test_other_forms_are_floats_once_they_are_loaded(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"bits": 2, "group_size": 16}, {"bits": 4, "symmetric": False}, {"group_size": 16}]
+    "settings", [{"bits": 2, "group_size": 16}, {"bits": 4, "symmetric": False}, {"bits": 3}]
 )
 def test_linear_layers_and_embeddings_run_on_packed_codes(settings: dict[str, Any], tmp_path: Path):
     found = operators(tmp_path, "weight_only", **settings)

@@ -20,7 +20,7 @@ def histogram(*parts):
 
 
 def as_pairs(h):
-    return {round(float(c), 12): int(n) for c, n in zip(h.centres(), h.counts, strict=True) if n}
+    return {float(c): int(n) for c, n in zip(h.centres(), h.counts, strict=True) if n}
 
 
 @settings(max_examples=30)

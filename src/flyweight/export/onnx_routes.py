@@ -79,24 +79,11 @@ def blocks_of(layer: LayerProfile) -> Blocks | None:
 
 def routes(profile: ModelProfile) -> Mapping[str, Route]:
     """Layer name to how it is written."""
-    tables = {
-        (layer.tied_to or layer.name, layer.code_bits)
-        for layer in profile.layers
-        if layer.op == "embedding" and route(layer) == "codes"
-    }
-    return {
-        layer.name: route(layer, shares_table=(layer.tied_to or layer.name, layer.code_bits) in tables)
-        for layer in profile.layers
-    }
+    return {layer.name: route(layer) for layer in profile.layers}
 
 
-def route(layer: LayerProfile, *, shares_table: bool = False) -> Route:
-    """How one layer is written.
-
-    Args:
-        layer: Before lowering.
-        shares_table: An embedding, stored as ``codes``, has the same weight.
-    """
+def route(layer: LayerProfile) -> Route:
+    """How one layer is written; ``layer`` is as before lowering."""
     bits = code_bits(layer)
     if bits is None:
         masked_vectors = layer.encoding == "vector" and layer.density < 1
@@ -110,6 +97,7 @@ def route(layer: LayerProfile, *, shares_table: bool = False) -> Route:
         return "codes" if as_codes else "rows" if blocks_of(layer) else "decoded"
     if layer.activation_mode != "float":
         return "codes" if as_codes else "integers"
-    if layer.op == "linear":
-        return "codes" if as_codes and shares_table else "blocks" if blocks_of(layer) else "decoded"
-    return "codes" if as_codes else "decoded"
+    # Who asks for weights of 8 bits alone wants no more error than theirs, and rounding what is read adds as
+    # much; with unrounded inputs, blocks of such codes are multiplied more slowly than floats.
+    by_blocks = layer.op == "linear" and bits <= MOST_NARROW_BITS and blocks_of(layer) is not None
+    return "codes" if as_codes else "blocks" if by_blocks else "decoded"

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.claims import Context
-from benchmarks.rivals import AUTOROUND, K_QUANT, WEIGHTS
-from flyweight.model import Model, copied
+from benchmarks.rivals import AUTOROUND, K_QUANT
+from benchmarks.rounded import rounded, with_weights
+from flyweight.model import Model
 
 NEAREST, HQQ, GPTQ = "round to nearest", "HQQ", "llm-compressor's GPTQ"
 AUTOROUND_NAME, K_QUANT_NAME = "AutoRound", "ONNX Runtime's k-quant"
@@ -72,10 +73,21 @@ def rounded_by_rivals(
     work.mkdir(parents=True)
     found: Rounded = {width: {} for width in bits}
     versions: dict[str, str] = {}
+    inputs = {name: torch.from_numpy(values) for name, values in subject.calibration.items()}
     for method, called in METHODS.items():
-        _take(found, called, versions, subject, _with_method(subject, method, bits, group_size, work))
+        theirs = rounded(
+            subject.model, subject.layers, inputs,
+            method=method, bits=bits, group_size=group_size, work=work / method,
+        )  # fmt: skip
+        versions |= theirs.versions
+        for width in bits:
+            found[width][called] = theirs.models[width]
     answer = _with_autoround(subject, bits, group_size, work, quick=context.quick)
-    _take(found, AUTOROUND_NAME, versions, subject, answer, prefix=subject.prefix)
+    versions |= answer["versions"]
+    for width in bits:
+        weights = load_file(answer["files"][str(width)])
+        named = {subject.prefix + name: weight for name, weight in weights.items()}
+        found[width][AUTOROUND_NAME] = with_weights(subject.model, named)
     return found, versions
 
 
@@ -87,58 +99,8 @@ def rounded_by_k_quant(subject: Subject, group_size: int, context: Context) -> t
     job = {"bits": 4, "group_size": group_size, "out": str(work / "rounded.npz")}
     answer = rivals.run(K_QUANT, job, arrays=arrays, work=work)
     with np.load(answer["file"], allow_pickle=False) as stored:
-        rounded = {name: torch.from_numpy(value) for name, value in stored.items()}
-    return with_weights(subject.model, rounded), answer["versions"]
-
-
-def with_weights(model: Model, weights: Mapping[str, Tensor]) -> Model:
-    """A copy of the model with these weights instead of its own.
-
-    Raises:
-        KeyError: It has no weight of that name.
-    """
-    module = copied(model.module)
-    own = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, weight in weights.items():
-            own[name].copy_(weight)
-    return Model(model.name, module, model.example_inputs, model.dynamic_axes, model.preprocessing)
-
-
-def _take(
-    found: Rounded,
-    called: str,
-    versions: dict[str, str],
-    subject: Subject,
-    answer: Mapping[str, Any],
-    prefix: str = "",
-) -> None:
-    """Put a rival's answer with the others, in place."""
-    versions |= answer["versions"]
-    for width, candidates in found.items():
-        weights = load_file(answer["files"][str(width)])
-        named = {prefix + name: weight for name, weight in weights.items()}
-        candidates[called] = with_weights(subject.model, named)
-
-
-def _with_method(
-    subject: Subject, method: str, bits: Sequence[int], group_size: int, work: Path
-) -> dict[str, Any]:
-    program = work / "model.pt2"
-    if not program.exists():
-        inputs = {name: torch.from_numpy(value[:2]) for name, value in subject.calibration.items()}
-        shapes = {name: {0: torch.export.Dim("batch", min=2)} for name in inputs}
-        exported = torch.export.export(subject.model.module, (), inputs, dynamic_shapes=shapes, strict=False)
-        torch.export.save(exported, program)
-    job = {
-        "program": str(program),
-        "layers": [f"{name}.weight" for name in subject.layers],
-        "method": method,
-        "bits": list(bits),
-        "group_size": group_size,
-        "out": str(work / method),
-    }
-    return rivals.run(WEIGHTS, job, arrays=subject.calibration, work=work)
+        found = {name: torch.from_numpy(value) for name, value in stored.items()}
+    return with_weights(subject.model, found), answer["versions"]
 
 
 def _with_autoround(

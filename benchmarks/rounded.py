@@ -65,7 +65,7 @@ def rounded(
     arrays = {name: values.numpy() for name, values in inputs.items()}
     answer = rivals.run(WEIGHTS, job, arrays=arrays, work=work)
     return Rounded(
-        models={width: _with_weights(model, Path(answer["files"][str(width)])) for width in bits},
+        models={width: with_weights(model, load_file(answer["files"][str(width)])) for width in bits},
         seconds={width: answer["seconds"][str(width)] for width in bits},
         versions=answer["versions"],
     )
@@ -81,7 +81,15 @@ def _program(model: Model, inputs: Mapping[str, Tensor], path: Path) -> Path:
     return path
 
 
-def _with_weights(model: Model, file: Path) -> Model:
+def with_weights(model: Model, weights: Mapping[str, Tensor]) -> Model:
+    """A copy of the model with these weights instead of its own.
+
+    Raises:
+        KeyError: It has no weight of that name.
+    """
     module = copied(model.module)
-    module.load_state_dict(load_file(file), strict=False)
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            own[name].copy_(weight)
     return Model(model.name, module, model.example_inputs, model.dynamic_axes, model.preprocessing)

@@ -10,7 +10,8 @@ from torch import nn
 
 from benchmarks import minilm_w4, rival_autoround, rival_k_quant, stories
 from benchmarks.claims import OURS
-from benchmarks.low_bits import NEAREST, Subject, with_weights
+from benchmarks.low_bits import NEAREST, Subject
+from benchmarks.rounded import with_weights
 from flyweight.model import Model
 
 

@@ -94,7 +94,8 @@ def _notes_on_widths(layers: tuple[LayerReport, ...], planned: ModelProfile) -> 
         if before is not None and bits is not None and bits < layer.weight_bits < FLOAT_BITS:
             more[bits, int(layer.weight_bits)] += max(round(layer.storage_bytes - before.storage_bytes), 0)
     for (asked, took), extra in sorted(more.items()):
-        yield f"the format stores codes of {asked} bit{'s' * (asked > 1)} in {took}: {extra} bytes more than they need"
+        codes = f"codes of {asked} bit{'s' * (asked > 1)}"
+        yield f"the format stores {codes} in {took}: {extra} bytes more than they need"
 
 
 def _code_bits(layer: LayerProfile) -> int | None:

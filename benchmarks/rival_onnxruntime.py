@@ -1,9 +1,10 @@
 """ONNX Runtime's own quantization, run in an environment of its own: ``python FILE job arrays result``.
 
 The job names a float ONNX ``model``, a folder ``out`` and ``variants``, each with a ``name`` and either
-``{"mode": "static", "calibrator": "MinMax", "percentile": 99.99, "format": "QDQ"}`` or
-``{"mode": "dynamic", "per_channel": true}``. The result holds ``files`` (name to path), ``seconds``
-and ``versions``.
+``{"mode": "static", "calibrator": "MinMax", "percentile": 99.99, "format": "QDQ"}``,
+``{"mode": "dynamic", "per_channel": true}`` or ``{"mode": "blocks", "bits": 4, "block_size": 32,
+"accuracy_level": 4, "operators": ["MatMul", "Gather"]}``. The result holds ``files`` (name to path),
+``seconds`` and ``versions``.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ def main(job_file: str, arrays_file: str, result_file: str) -> None:
         file = out / f"{variant['name']}.onnx"
         if variant["mode"] == "static":
             _static(prepared, file, variant, arrays)
-        else:
+        elif variant["mode"] == "dynamic":
             quantize_dynamic(prepared, file, per_channel=variant["per_channel"], weight_type=QuantType.QInt8)
+        else:
+            _blocks(prepared, file, variant)
         files[variant["name"]], seconds[variant["name"]] = str(file), time.perf_counter() - start
     versions = {name: version(name) for name in ("onnxruntime", "onnx")}
     Path(result_file).write_text(json.dumps({"files": files, "seconds": seconds, "versions": versions}))
@@ -88,6 +91,21 @@ def _static(model: Path, file: Path, variant: Mapping[str, Any], arrays: Mapping
         per_channel=True,
         extra_options={} if percentile is None else {"CalibPercentile": percentile},
     )
+
+
+def _blocks(model: Path, file: Path, variant: Mapping[str, Any]) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(
+        str(model),
+        bits=variant["bits"],
+        block_size=variant["block_size"],
+        is_symmetric=True,
+        accuracy_level=variant["accuracy_level"],
+        op_types_to_quantize=tuple(variant["operators"]),
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(file))
 
 
 if __name__ == "__main__":

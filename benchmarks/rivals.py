@@ -42,7 +42,8 @@ class Rival:
 
 ONNXRUNTIME = Rival(
     "onnxruntime",
-    ("onnxruntime==1.31.1", "onnx==1.23.2", "sympy==1.14.0"),  # sympy: its symbolic shape inference
+    # sympy: its symbolic shape inference; onnx-ir: its MatMulNBits
+    ("onnxruntime==1.31.1", "onnx==1.23.2", "sympy==1.14.0", "onnx-ir==1.1.0"),
     ROOT / "benchmarks" / "rival_onnxruntime.py",
 )
 WEIGHTS = Rival(

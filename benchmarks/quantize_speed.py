@@ -24,6 +24,8 @@ from flyweight.measure.profile import profile
 from flyweight.model import Model
 
 BITS = 4
+# each layer towards its own float weight, no refits of scales and no descent: what the rival computes
+AS_PUBLISHED: Mapping[str, Scalar] = {"target": "layer", "rounds": 0}
 LONGEST_S = 60.0
 SENTENCES, MOST_TOKENS = 512, 64
 BATCH = 32
@@ -56,12 +58,12 @@ def _timed(
     )  # fmt: skip
     rival = {RIVAL: theirs.seconds[BITS]}
     ours = _seconds(model, layers, settings, batches)
-    alone = _seconds(model, layers, settings | {"rounds": 0}, batches)
+    alone = _seconds(model, layers, settings | AS_PUBLISHED, batches)
     return Outcome(
         checks=(
             compared(f"{what}: time, s", rival | {OURS: ours}, bar=LONGEST_S, direction="at most"),
             compared(
-                f"{what}: time without refits and descent, s",
+                f"{what}: time of GPTQ as published, s",
                 rival | {OURS: alone},
                 bar=theirs.seconds[BITS],
                 direction="at most",
@@ -108,6 +110,6 @@ def _images(context: Context) -> dict[str, Tensor]:
 CLAIM = Claim(
     "quantize_speed",
     "GPTQ of MiniLM and of ResNet-56 takes less than a minute on two cores, and no longer than a rival's.",
-    "at most 60 s each, and at most the time of llm-compressor's GPTQ",
+    "at most 60 s each; with the settings of the paper, at most the time of llm-compressor's GPTQ",
     run,
 )

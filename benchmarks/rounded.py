@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class Rounded:
 
     Attributes:
         models: Width in bits to the model with the rounded weights, decoded.
-        seconds: Width to the time that the rounding took.
+        seconds: Width to the time that tracing and rounding took.
         versions: Of its packages.
     """
 
@@ -54,8 +55,12 @@ def rounded(
         work: A folder for what is exchanged.
     """
     work.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    program = _program(model, inputs)
+    tracing = time.perf_counter() - start
+    torch.export.save(program, work / "model.pt2")
     job: dict[str, Any] = {
-        "program": str(_program(model, inputs, work / "model.pt2")),
+        "program": str(work / "model.pt2"),
         "layers": [f"{name}.weight" for name in layers],
         "method": method,
         "bits": list(bits),
@@ -66,19 +71,16 @@ def rounded(
     answer = rivals.run(WEIGHTS, job, arrays=arrays, work=work)
     return Rounded(
         models={width: with_weights(model, load_file(answer["files"][str(width)])) for width in bits},
-        seconds={width: answer["seconds"][str(width)] for width in bits},
+        seconds={width: tracing + answer["seconds"][str(width)] for width in bits},
         versions=answer["versions"],
     )
 
 
-def _program(model: Model, inputs: Mapping[str, Tensor], path: Path) -> Path:
+def _program(model: Model, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
     few = {name: values[:2] for name, values in inputs.items()}
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(
-        model.module, (), few, dynamic_shapes={name: {0: batch} for name in few}, strict=False
-    )
-    torch.export.save(program, path)
-    return path
+    shapes = {name: {0: batch} for name in few}
+    return torch.export.export(model.module, (), few, dynamic_shapes=shapes, strict=False)
 
 
 def with_weights(model: Model, weights: Mapping[str, Tensor]) -> Model:

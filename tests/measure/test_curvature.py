@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from flyweight.measure import curvature
-from flyweight.measure.curvature import as_rows, moments
+from flyweight.measure.curvature import as_output_rows, as_rows, moments
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (5, 6)),
@@ -12,6 +12,13 @@ LAYERS = {
     "conv2d": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (5, 4, 9, 8)),
     "grouped": (nn.Conv2d(4, 6, 3, groups=2), (5, 4, 7, 7)),
     "depthwise": (nn.Conv2d(4, 4, 3, groups=4, padding="same"), (5, 4, 7, 7)),
+    "pointwise": (nn.Conv2d(4, 6, 1, stride=2), (5, 4, 7, 7)),
+    "dilated": (
+        nn.Conv2d(4, 6, (3, 5), stride=(1, 2), dilation=(2, 1), padding=2, bias=False),
+        (5, 4, 13, 9),
+    ),
+    "flat kernel": (nn.Conv2d(4, 6, (1, 3), stride=(2, 1), padding=(0, 1)), (5, 4, 8, 9)),
+    "low image": (nn.Conv2d(4, 6, 3), (5, 4, 4, 9)),
     "reflected": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (5, 4, 7, 7)),
 }
 
@@ -34,39 +41,42 @@ def test_rows_times_weight_are_the_layers_outputs(kind: str):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+@torch.no_grad()
 def test_moments_are_sums_over_all_places(kind: str, monkeypatch: pytest.MonkeyPatch):
     layer, shape = LAYERS[kind]
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(shape, generator=generator) for _ in range(2)]
-    floats = [torch.randn(shape, generator=generator), batches[1]]
+    outputs = [out + torch.randn(out.shape, generator=generator) for out in map(layer, batches)]
     monkeypatch.setattr(curvature, "UNFOLDED", 1)  # one example at a time
-    got = moments(layer, batches, floats)
+    got = moments(layer, batches, outputs)
     x = torch.cat([as_rows(layer, b) for b in batches], 1).double()
-    y = torch.cat([as_rows(layer, b) for b in floats], 1).double()
-    torch.testing.assert_close(got.own, x.transpose(1, 2) @ x, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(got.cross, y.transpose(1, 2) @ x, atol=1e-4, rtol=1e-4)
+    z = torch.cat([as_output_rows(layer, b) for b in outputs], 1).double()
+    if layer.bias is not None:
+        z = z - layer.bias.reshape(len(z), 1, -1)
+    torch.testing.assert_close(got.own, x.mT @ x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got.wanted, z.mT @ x, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got.mean, x.mean(1), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(got.float_mean, y.mean(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got.wanted_mean, z.mean(1), atol=1e-5, rtol=1e-4)
     assert got.count == x.shape[1]
-    centred = got.centred()
-    torch.testing.assert_close(
-        centred.own,
-        (x - x.mean(1, keepdim=True)).transpose(1, 2) @ (x - x.mean(1, keepdim=True)),
-        atol=1e-3,
-        rtol=1e-3,
-    )
+    centred, off = got.centred(), x - x.mean(1, keepdim=True)
+    torch.testing.assert_close(centred.own, off.mT @ off, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(centred.wanted, (z - z.mean(1, keepdim=True)).mT @ off, atol=1e-3, rtol=1e-3)
+    assert moments(layer, batches).wanted is None
 
 
 def test_padded_tokens_do_not_count():
     layer = nn.Linear(6, 4)
     x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     keep = torch.tensor([[True, True, False], [True, False, False]])
-    got = moments(layer, [x], [x], [keep])
+    wanted = torch.randn(2, 3, 4)
+    got = moments(layer, [x], [wanted], [keep])
+    alone = moments(layer, [x[keep]], [wanted[keep]])
     assert got.count == 3
-    torch.testing.assert_close(got.own, moments(layer, [x[keep]], [x[keep]]).own)
+    torch.testing.assert_close(got.own, alone.own)
+    torch.testing.assert_close(got.wanted, alone.wanted)
 
 
 def test_values_that_are_not_finite_are_refused():
     x = torch.full((2, 6), torch.inf)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        moments(nn.Linear(6, 4), [x], [x])
+        moments(nn.Linear(6, 4), [x])

@@ -4,6 +4,7 @@ from torch import nn
 
 from flyweight.errors import UnsupportedError
 from flyweight.measure.graph import capture
+from flyweight.measure.sums import other_summand
 from flyweight.measure.walk import walk
 from flyweight.model import Model, copied
 from flyweight.testing.strategies import NETWORKS, batches_for
@@ -24,8 +25,8 @@ class Twice(nn.Module):
 def seen_by_hooks(graph, batches, names):
     seen = {name: [] for name in names}
     handles = [
-        graph.get_submodule(name).register_forward_pre_hook(
-            lambda m, args, n=name: seen[n].append(args[0].clone())
+        graph.get_submodule(name).register_forward_hook(
+            lambda m, args, output, n=name: seen[n].append((args[0].clone(), output.clone()))
         )
         for name in names
     ]
@@ -38,7 +39,7 @@ def seen_by_hooks(graph, batches, names):
 
 @pytest.mark.parametrize("network", ["residual", "perceptron", "signal"])
 @torch.no_grad()
-def test_layers_see_what_they_read_before_and_after_quantization(network: str):
+def test_layers_see_what_they_read_and_what_they_put_out_before_quantization(network: str):
     torch.manual_seed(0)
     model = NETWORKS[network]()
     batches = batches_for(model)
@@ -54,36 +55,52 @@ def test_layers_see_what_they_read_before_and_after_quantization(network: str):
         if isinstance(graph.get_submodule(n), nn.Linear | nn.Conv1d | nn.Conv2d)
     ]
     before = seen_by_hooks(graph, batches, names)
-    floats, quantized = {}, {}
+    outputs, inputs = {}, {}
 
     def visit(name, seen):
-        floats[name] = [x.clone() for x in seen.float_inputs]
-        quantized[name] = [x.clone() for x in seen.inputs]
+        outputs[name] = seen.outputs if seen.outputs is None else [x.clone() for x in seen.outputs]
+        inputs[name] = [x.clone() for x in seen.inputs]
         layer = graph.get_submodule(name)
         layer.weight = nn.Parameter(layer.weight * 1.1)
 
     walk(graph, batches, names, visit)
     after = seen_by_hooks(graph, batches, names)
-    assert list(floats) == names
+    assert list(inputs) == names
+    assert outputs[names[0]] is None  # nothing before it is quantized
     for name in names:
-        for got, wanted in zip(floats[name], before[name], strict=True):
+        for got, (wanted, _) in zip(inputs[name], after[name], strict=True):
             torch.testing.assert_close(got, wanted)
-        for got, wanted in zip(quantized[name], after[name], strict=True):
-            torch.testing.assert_close(got, wanted)
+        graph_node = next(n for n in graph.graph.nodes if n.target == name)
+        if other_summand(graph, graph_node) is None and outputs[name] is not None:
+            for got, (_, wanted) in zip(outputs[name], before[name], strict=True):
+                torch.testing.assert_close(got, wanted)
 
 
-def test_the_first_layer_reads_the_same_tensors_both_ways():
+@torch.no_grad()
+def test_without_outputs_only_the_quantized_model_is_computed():
     torch.manual_seed(0)
     model = Model("twice", Twice(), {"x": torch.randn(1, 4)})
-    same = {}
+    batch, names = {"x": torch.randn(3, 4)}, ["first", "again"]
+    seen, calls = {}, []
 
-    def visit(name, seen):
-        same[name] = all(x is y for x, y in zip(seen.inputs, seen.float_inputs, strict=True))
-        graph.get_submodule(name).weight.data.mul_(2)
+    def walked(outputs: bool):
+        graph, found = capture(model), {}
+        handle = graph.again.register_forward_hook(lambda *_: calls.append(outputs))
 
-    graph = capture(model)
-    walk(graph, [{"x": torch.randn(3, 4)}], ["first", "again"], visit)
-    assert same == {"first": True, "again": False}
+        def visit(name, now):
+            found[name] = now
+            graph.get_submodule(name).weight.data.mul_(1.1)
+
+        walk(graph, [batch], names, visit, outputs=outputs)
+        handle.remove()
+        return found
+
+    seen = {outputs: walked(outputs) for outputs in (True, False)}
+    assert all(now.outputs is None for now in seen[False].values())
+    assert seen[True]["again"].outputs is not None
+    for name in names:
+        torch.testing.assert_close(seen[True][name].inputs[0], seen[False][name].inputs[0])
+    assert calls.count(False) < calls.count(True)
 
 
 def test_a_layer_called_twice_is_visited_once():

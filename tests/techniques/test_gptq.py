@@ -34,6 +34,14 @@ def output_error(model: Model, result: Model, inputs: torch.Tensor) -> float:
     return float((wanted - got).square().sum() / wanted.square().sum())
 
 
+def reads_of(model: Model, layer: str, inputs: torch.Tensor) -> torch.Tensor:
+    read = []
+    handle = model.module.get_submodule(layer).register_forward_hook(lambda _, args, __: read.append(args[0]))
+    model.outputs({"input": inputs})
+    handle.remove()
+    return read[0]
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("granularity", ["channel", "group"])
 def test_outputs_are_closer_than_with_rounding_to_nearest(bits: int, granularity: str):
@@ -57,6 +65,28 @@ def test_later_layers_make_up_for_earlier_ones():
         alone.module.set_submodule(name, layer)
     unseen = correlated(2)
     assert output_error(model, together, unseen) < output_error(model, alone, unseen)
+
+
+@torch.no_grad()
+def test_towards_the_layer_a_first_layer_is_solved_alike_and_a_later_one_by_itself():
+    model, batches = deep(), [{"input": correlated(1)}]
+    towards = {
+        target: apply(model, plan_of(model, "gptq", bits=2, target=target), batches)
+        for target in ("model", "layer")
+    }
+    layers = {target: dict(encoded_layers(found.module)) for target, found in towards.items()}
+    weights = {target: [layer.weight for layer in found.values()] for target, found in layers.items()}
+    assert torch.equal(weights["model"][0], weights["layer"][0])
+    for index, at in ((2, 1), (4, 2)):  # what the float layer makes of what the quantized model gives it
+        reads = reads_of(towards["layer"], str(index), correlated(1))
+        wanted = model.module[index](reads)
+        lost = [
+            float((nn.functional.linear(reads, weights[t][at], layers[t][str(index)].bias) - wanted).norm())
+            for t in ("layer", "model")
+        ]
+        assert lost[0] < lost[1]
+    unseen = correlated(2)
+    assert output_error(model, towards["model"], unseen) < output_error(model, towards["layer"], unseen)
 
 
 def test_decisions_of_different_settings_are_solved_in_one_walk():
@@ -128,11 +158,12 @@ def test_values_that_are_not_finite_name_the_layer():
     ("setting", "value", "message"),
     [
         ("damping", 0.0, "damping must be above 0"),
+        ("target", "block", "target must be one of"),
         ("rounds", -1, "rounds must be"),
         ("bits", 1, "bits must be"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting: str, value: float, message: str):
+def test_settings_out_of_range_are_refused(setting: str, value: float | str, message: str):
     model = deep()
     with pytest.raises(ValueError, match=message):
         GPTQ().predict(profile(model), Decision("gptq", ("0",), Stage.QUANTIZE, {setting: value}))

@@ -140,8 +140,8 @@ def test_aimed_weights_make_up_for_what_the_inputs_lost():
     inputs = torch.randn(1, 500, 6, generator=generator)
     seen = inputs + 0.3 * inputs.roll(1, -1)  # what the layer reads is a mixture of what it should read
     weight = torch.randn(1, 4, 6, generator=generator)
-    moment, cross = seen.transpose(1, 2) @ seen, inputs.transpose(1, 2) @ seen
-    aimed = rounding.aimed(weight, rounding.damped(moment, 1e-9), cross.double())
+    moment, wanted = seen.mT @ seen, (inputs @ weight.mT).mT @ seen
+    aimed = rounding.aimed(weight, rounding.damped(moment, 1e-9), moment.double(), wanted.double())
     torch.testing.assert_close(
         seen @ aimed.transpose(1, 2), inputs @ weight.transpose(1, 2), atol=1e-3, rtol=1e-3
     )

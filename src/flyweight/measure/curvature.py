@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flyweight.measure.kernel_rows import Kernel, KernelRows, output_rows
 from flyweight.tensors.encoded import Layer
 
 UNFOLDED = 2**25  # numbers held at a time while a convolution's inputs are unfolded
@@ -23,88 +24,105 @@ UNFOLDED = 2**25  # numbers held at a time while a convolution's inputs are unfo
 @final
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of the inputs of one layer, in parts: the groups of a convolution, else one.
+    """Of what one layer reads and ought to put out, in parts: the groups of a convolution, else one.
 
     Attributes:
         own: Sum of ``x x^T`` over everything read in the quantized model, float64.
-        cross: Sum of ``y x^T``, with ``y`` what the float model reads at the same places.
+        wanted: Sum of ``z x^T``, with ``z`` what the weight times ``x`` ought to be; None where it is so.
         mean: Of ``x``.
-        float_mean: Of ``y``.
+        wanted_mean: Of ``z``.
         count: Places.
-        lacking: Sum of ``d x^T``, with ``d`` what the output has to have more than the float layer's; None
-            where it is nothing.
-        lacking_mean: Of ``d``.
     """
 
     own: Float[Tensor, "parts columns columns"]
-    cross: Float[Tensor, "parts columns columns"]
+    wanted: Float[Tensor, "parts rows columns"] | None
     mean: Float[Tensor, "parts columns"]
-    float_mean: Float[Tensor, "parts columns"]
+    wanted_mean: Float[Tensor, "parts rows"] | None
     count: int
-    lacking: Float[Tensor, "parts rows columns"] | None = None
-    lacking_mean: Float[Tensor, "parts rows"] | None = None
 
     def centred(self) -> Moments:
         """Those of the differences from the means: all that weights see where a bias takes the means."""
         own = self.own - self.count * self.mean[:, :, None] * self.mean[:, None]
-        cross = self.cross - self.count * self.float_mean[:, :, None] * self.mean[:, None]
         nothing = torch.zeros_like(self.mean)
-        lacking, mean = self.lacking, self.lacking_mean
-        if lacking is None or mean is None:
-            return Moments(own, cross, nothing, nothing, self.count)
-        lacking = lacking - self.count * mean[:, :, None] * self.mean[:, None]
-        return Moments(own, cross, nothing, nothing, self.count, lacking, torch.zeros_like(mean))
+        if self.wanted is None or self.wanted_mean is None:
+            return Moments(own, None, nothing, None, self.count)
+        wanted = self.wanted - self.count * self.wanted_mean[:, :, None] * self.mean[:, None]
+        return Moments(own, wanted, nothing, torch.zeros_like(self.wanted_mean), self.count)
 
 
 def moments(
     layer: Layer,
     inputs: Sequence[Tensor],
-    float_inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor] | None = None,
     keep: Sequence[Tensor | None] | None = None,
-    lacking: Sequence[Tensor] | None = None,
 ) -> Moments:
     """Moments of a linear or convolutional layer.
 
     Args:
         layer: Not an embedding.
         inputs: What it reads in the quantized model, batch by batch.
-        float_inputs: What it reads in the float model; the same tensors where nothing before is quantized.
+        outputs: What it ought to put out, its bias included; None where that is what it does put out.
         keep: For each batch, (batch, tokens) bool: the tokens that count, where a linear layer reads tokens.
-        lacking: For each batch, of the output's shape, see `flyweight.measure.walk.Seen`.
 
     Raises:
-        ValueError: An input is not finite.
+        ValueError: An input or an output is not finite.
     """
-    parts: int = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
-    columns: int = layer.weight[0].numel()
-    own = torch.zeros(parts, columns, columns, dtype=torch.float64)
-    cross = torch.zeros_like(own)
-    total, float_total, count = own[:, 0].clone(), own[:, 0].clone(), 0
-    rows: int = layer.weight.shape[0] // parts
-    gaps = None if lacking is None else torch.zeros(parts, rows, columns, dtype=torch.float64)
-    gap_total = torch.zeros(parts, rows, dtype=torch.float64)
-    for index, (x, y) in enumerate(zip(inputs, float_inputs, strict=True)):
+    sums = _Sums(layer, outputs is not None)
+    for index, x in enumerate(inputs):
         kept, first = None if keep is None else keep[index], 0
-        missing = None if lacking is None else lacking[index].float()
-        for read, wanted in zip(_pieces(layer, x), _pieces(layer, y), strict=True):
-            vectors = as_rows(layer, read, kept)
-            wanted_vectors = vectors if x is y else as_rows(layer, wanted, kept)
-            product = (vectors.transpose(1, 2) @ vectors).double()
-            own += product
-            cross += product if x is y else (wanted_vectors.transpose(1, 2) @ vectors).double()
-            total += vectors.sum(1)
-            float_total += wanted_vectors.sum(1)
-            count += vectors.shape[1]
-            if missing is not None and gaps is not None:
-                gap = as_output_rows(layer, missing[first : first + len(read)], kept)
-                gaps += (gap.transpose(1, 2) @ vectors).double()
-                gap_total += gap.sum(1)
+        output = None if outputs is None else outputs[index]
+        for read in _pieces(layer, x):
+            sums.add(read, None if output is None else output[first : first + len(read)], kept)
             first += len(read)
-    if not bool(torch.isfinite(own).all() and torch.isfinite(gap_total).all()):
-        raise ValueError("reads NaN or infinite values on calibration data")
-    places = max(count, 1)
-    gap_mean = None if gaps is None else gap_total / places
-    return Moments(own, cross, total / places, float_total / places, count, gaps, gap_mean)
+    return sums.moments()
+
+
+@final
+class _Sums:
+    def __init__(self, layer: Layer, with_outputs: bool) -> None:
+        parts: int = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
+        rows, columns = layer.weight.shape[0] // parts, layer.weight[0].numel()
+        self._layer, self._with_outputs, self._count = layer, with_outputs, 0
+        self._bias = torch.zeros(parts, rows)
+        if not isinstance(layer, nn.Embedding) and layer.bias is not None:
+            self._bias = layer.bias.detach().float().reshape(parts, rows)
+        self._own = torch.zeros(parts, columns, columns, dtype=torch.float64)
+        self._wanted = torch.zeros(parts, rows, columns, dtype=torch.float64)
+        self._total, self._wanted_total = self._own[:, 0].clone(), self._wanted[..., 0].clone()
+
+    def add(self, x: Tensor, output: Tensor | None, keep: Tensor | None) -> None:
+        """What the layer reads and ought to put out."""
+        kernel = kernel_of(self._layer)
+        image = None if kernel is None else _padded(self._layer, x)
+        if kernel is not None and image is not None and kernel.shares_rows(image.shape[2]):
+            rows = KernelRows(kernel, image)
+            self._own += rows.own()
+            self._total += rows.total()
+            self._count += rows.count
+            if output is not None:
+                image = output[:, :, None] if output.dim() == 3 else output
+                ought = output_rows(image, kernel.parts) - self._bias[..., None, None]
+                self._wanted += rows.wanted(ought)
+                self._wanted_total += ought.flatten(2).sum(-1)
+            return
+        vectors = as_rows(self._layer, x, keep)
+        self._own += (vectors.mT @ vectors).double()
+        self._total += vectors.sum(1)
+        self._count += vectors.shape[1]
+        if output is not None:
+            places = as_output_rows(self._layer, output, keep) - self._bias[:, None]
+            self._wanted += (places.mT @ vectors).double()
+            self._wanted_total += places.sum(1)
+
+    def moments(self) -> Moments:
+        """Of all that was added; raises ValueError where it is not finite."""
+        if not bool(torch.isfinite(self._own).all() and torch.isfinite(self._wanted).all()):
+            raise ValueError("reads NaN or infinite values on calibration data")
+        places = max(self._count, 1)
+        mean = self._total / places
+        if not self._with_outputs:
+            return Moments(self._own, None, mean, None, self._count)
+        return Moments(self._own, self._wanted, mean, self._wanted_total / places, self._count)
 
 
 def kept_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -119,17 +137,37 @@ def as_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor
         if keep is not None and x.shape[:-1] == keep.shape:
             return x[keep][None].float()
         return x.float().reshape(1, -1, x.shape[-1])
+    kernel = kernel_of(layer)
+    assert kernel is not None
+    columns = F.unfold(_padded(layer, x), kernel.size, dilation=kernel.dilation, stride=kernel.stride)
+    batch, _, places = columns.shape
+    by_part = columns.reshape(batch, kernel.parts, -1, places).permute(1, 2, 0, 3)
+    # turned last, where it costs nothing: moving whole rows of places is what is quick
+    return by_part.reshape(kernel.parts, -1, batch * places).transpose(1, 2)
+
+
+def kernel_of(layer: Layer) -> Kernel | None:
+    """A convolution as one over images, whose signals are images of one row; None for other layers."""
+    if isinstance(layer, nn.Conv2d):
+        size, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    elif isinstance(layer, nn.Conv1d):
+        size, stride, dilation = (1, *layer.kernel_size), (1, *layer.stride), (1, *layer.dilation)
+    else:
+        return None
+    return Kernel(size=_pair(size), stride=_pair(stride), dilation=_pair(dilation), parts=layer.groups)
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    height, width = values
+    return height, width
+
+
+def _padded(layer: Layer, x: Tensor) -> Float[Tensor, "batch channels height width"]:
+    """What a convolution steps over, as an image."""
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x.float(), layer._reversed_padding_repeated_twice, mode=mode)
-    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-    if isinstance(layer, nn.Conv1d):  # F.unfold takes images only
-        x, kernel, stride, dilation = x[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
-    columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
-    batch, _, places = columns.shape
-    by_part = columns.reshape(batch, layer.groups, -1, places).permute(1, 2, 0, 3)
-    # turned last, where it costs nothing: moving whole rows of places is what is quick
-    return by_part.reshape(layer.groups, -1, batch * places).transpose(1, 2)
+    padded = F.pad(x.float(), layer._reversed_padding_repeated_twice, mode=mode)
+    return padded[:, :, None] if isinstance(layer, nn.Conv1d) else padded
 
 
 def as_output_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor, "parts places rows"]:

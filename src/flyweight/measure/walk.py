@@ -1,7 +1,7 @@
 """One walk through a captured graph that computes every value twice: in float, and as far as it is quantized.
 
-A layer is quantized when the walk reaches it, so that it is known what it will read and what it should have
-read; all layers together cost two passes over the calibration data.
+A layer is quantized when the walk reaches it, so that it is known what it will read and what it should put
+out; all layers together cost two passes over the calibration data, or one where only the former is asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from flyweight.errors import UnsupportedError
 from flyweight.measure.graph import module_of
 from flyweight.measure.sums import other_summand
 from flyweight.model import copied
+from flyweight.tensors.encoded import encoded_once
 
 Batches = Sequence[Mapping[str, Tensor]]
 # values of one place, batch by batch, to where they are kept until they were read: memory, or a disk
@@ -31,14 +32,13 @@ class Seen:
 
     Attributes:
         inputs: In the quantized model.
-        float_inputs: In the float model; the same where nothing before is quantized.
-        lacking: Of the output's shape: what the output has to have more than the float layer's, to make up
-            for the error of what it is added to. None where it is added to nothing, or to what has no error.
+        outputs: What the float layer puts out in the float model, and what makes up for the error of what it
+            is added to; computed as they are read. None where that is the float layer's output on
+            ``inputs``.
     """
 
     inputs: Sequence[Tensor]
-    float_inputs: Sequence[Tensor]
-    lacking: Sequence[Tensor] | None = None
+    outputs: Sequence[Tensor] | None
 
 
 Visit = Callable[[str, Seen], None]
@@ -53,6 +53,7 @@ def walk(
     *,
     float_batches: Batches | None = None,
     keep: Keep = list,
+    outputs: bool = True,
 ) -> None:
     """Reach ``layers`` in the order in which they run, and let ``visit`` quantize each in place.
 
@@ -64,12 +65,13 @@ def walk(
         float_batches: What the graph reads in the float model, where it is part of one and quantized layers
             lie before it; None where it reads the same.
         keep: Where the values between layers are kept.
+        outputs: Tell what layers ought to put out in the float model; without, that is not computed.
 
     Raises:
         UnsupportedError: The graph does not call a layer.
     """
     check_called(graph, layers)
-    walker = _Walk(graph, batches, set(layers), float_batches, keep)
+    walker = _Walk(graph, batches, set(layers), float_batches, keep, outputs=outputs)
     for node in graph.graph.nodes:
         if not walker.to_visit:
             return
@@ -96,8 +98,10 @@ class _Walk:
         layers: set[str],
         float_batches: Batches | None,
         keep: Keep,
+        *,
+        outputs: bool,
     ) -> None:
-        self._graph, self._batches, self._keep = graph, batches, keep
+        self._graph, self._batches, self._keep, self._twice = graph, batches, keep, outputs
         self._float_batches = float_batches
         called = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
         self._called_again = {name for name in layers if called[name] > 1}
@@ -117,31 +121,50 @@ class _Walk:
         elif node.op == "placeholder":
             self._read(node)
         else:
-            module = module_of(self._graph, node)
-            self._float[node] = self._computed(node, self._float, self._float_layers.get(name, module))
-            changed = name in self._float_layers or any(
-                self._quantized[source] is not self._float[source] for source in node.all_input_nodes
-            )
-            self._quantized[node] = (
-                self._computed(node, self._quantized, module) if changed else self._float[node]
-            )
+            self._pass(node, name)
         self._forget(node)
 
     def _read(self, node: fx.Node) -> None:
         name = str(node.target)
         self._quantized[node] = _Input(self._batches, name)
         ours = self._float_batches
-        self._float[node] = self._quantized[node] if ours is None else _Input(ours, name)
+        if self._twice:
+            self._float[node] = self._quantized[node] if ours is None else _Input(ours, name)
+
+    def _pass(self, node: fx.Node, name: str) -> None:
+        """A node that nothing is done to."""
+        module = module_of(self._graph, node)
+        if not self._twice:
+            self._quantized[node] = self._computed(node, self._quantized, module)
+            return
+        self._float[node] = self._computed(node, self._float, self._float_layers.get(name, module))
+        changed = name in self._float_layers or any(
+            self._quantized[source] is not self._float[source] for source in node.all_input_nodes
+        )
+        self._quantized[node] = (
+            self._computed(node, self._quantized, module) if changed else self._float[node]
+        )
 
     def _quantize(self, node: fx.Node, name: str, visit: Visit) -> None:
         (source,) = node.all_input_nodes
-        module = self._graph.get_submodule(name)
-        self._float[node] = self._computed(node, self._float, module)
-        if name in self._called_again:
-            self._float_layers[name] = copied(module)
-        visit(name, Seen(self._quantized[source], self._float[source], self._lacking(node)))
-        self._quantized[node] = self._computed(node, self._quantized, self._graph.get_submodule(name))
+        outputs = None
+        if self._twice:
+            module = self._graph.get_submodule(name)
+            self._float[node] = self._computed(node, self._float, module)
+            if name in self._called_again:
+                self._float_layers[name] = copied(module)
+            outputs = self._wanted(node, source)
+        visit(name, Seen(self._quantized[source], outputs))
+        with encoded_once(self._graph.get_submodule(name)) as module:
+            self._quantized[node] = self._computed(node, self._quantized, module)
         self.to_visit.remove(name)
+
+    def _wanted(self, node: fx.Node, source: fx.Node) -> Sequence[Tensor] | None:
+        lacking = self._lacking(node)
+        if lacking is not None:
+            return _Sum(self._float[node], lacking)
+        same = self._quantized[source] is self._float[source]
+        return None if same else self._float[node]
 
     def _lacking(self, node: fx.Node) -> Sequence[Tensor] | None:
         other = other_summand(self._graph, node)
@@ -185,6 +208,20 @@ class _Input(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._batches[index][self._name]
+
+
+@final
+class _Sum(Sequence[Any]):
+    """The sums of two sequences of tensors, computed as they are read."""
+
+    def __init__(self, values: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        self._values, self._others = values, others
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._values[index] + self._others[index]
 
 
 def _attribute(graph: fx.GraphModule, target: str) -> Any:

@@ -61,8 +61,7 @@ def round_to_outputs(
     parts, columns = moments.own.shape[:2]
     shaped = weight.detach().float().reshape(parts, -1, columns)
     kept = None if mask is None else mask.reshape(shaped.shape).float()
-    moment = rounding.damped(moments.own, effort.damping)
-    target = rounding.aimed(shaped, moment, moments.cross + (moment - moments.own), moments.lacking)
+    moment, target = _problem(shaped, moments, effort)
     one_grid = form.granularity == "tensor"
     best = rounding.searched(
         target if kept is None else target * kept,
@@ -79,9 +78,7 @@ def round_to_outputs(
 def round_to_signs(weight: Tensor, moments: Moments, form: BinaryForm, effort: Effort) -> Rounded:
     """The same with the codes -1 and 1, and 0 where ternary; no weight is removed."""
     parts, columns = moments.own.shape[:2]
-    moment = rounding.damped(moments.own, effort.damping)
-    shaped = weight.detach().float().reshape(parts, -1, columns)
-    target = rounding.aimed(shaped, moment, moments.cross + (moment - moments.own), moments.lacking)
+    moment, target = _problem(weight.detach().float().reshape(parts, -1, columns), moments, effort)
     stored = encode_binary(target.flatten(0, 1), form)
     codes, scale = (v.float().reshape(*target.shape[:2], -1) for v in (stored.signs, stored.scale))
     group = torch.arange(columns) // (form.group_size or columns)
@@ -95,6 +92,14 @@ def round_to_signs(weight: Tensor, moments: Moments, form: BinaryForm, effort: E
         refit=form.scaled,
         other_grids=form.scaled and not form.group_size,
     )
+
+
+def _problem(weight: Tensor, moments: Moments, effort: Effort) -> tuple[Tensor, Tensor]:
+    """The damped moment of the inputs, and the weight to be rounded, (parts, rows, columns)."""
+    moment = rounding.damped(moments.own, effort.damping)
+    if moments.wanted is None:
+        return moment, weight
+    return moment, rounding.aimed(weight, moment, moments.own, moments.wanted)
 
 
 def _descended(
@@ -142,8 +147,8 @@ def bias_shift(weight: Tensor, rounded: Rounded, moments: Moments) -> Tensor:
     """(rows,), what the bias has to take for the mean output to be that of the float layer."""
     parts, columns = moments.own.shape[:2]
     shaped = weight.detach().double().reshape(parts, -1, columns)
-    wanted = (shaped @ moments.float_mean.double()[..., None])[..., 0]
     got = (rounded.decode().double() @ moments.mean.double()[..., None])[..., 0]
-    if moments.lacking_mean is not None:
-        wanted = wanted + moments.lacking_mean
+    wanted = moments.wanted_mean
+    if wanted is None:
+        wanted = (shaped @ moments.mean.double()[..., None])[..., 0]
     return (wanted - got).float().reshape(-1)

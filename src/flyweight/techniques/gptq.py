@@ -1,9 +1,10 @@
 """GPTQ: weights rounded one column after the other, the columns left making up for the error so far.
 
 Each layer is solved on what it reads once all layers before it are quantized, towards what the float model
-puts out; where its output is added to a residual stream, it makes up for the error of that stream too. Linear
-layers and convolutions alike. Embeddings, which multiply nothing, and weights that two layers share are
-rounded to nearest.
+puts out; where its output is added to a residual stream, it makes up for the error of that stream too. With
+``target=layer`` it is solved towards what its float weight puts out there, as in the source. Linear layers
+and convolutions alike. Embeddings, which multiply nothing, and weights that two layers share are rounded to
+nearest.
 
 Source: Frantar et al. 2022, arXiv:2210.17323; Li et al. 2025, arXiv:2504.02692 (GPTAQ: the float target);
 Behdin et al. 2023, arXiv:2309.01885 (coordinate descent).
@@ -14,7 +15,7 @@ mean. A row is never worse than rounded to nearest, in squared output error on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, cast, final
 
 from torch import Tensor, fx, nn
@@ -36,14 +37,16 @@ from flyweight.tensors.rounding import DAMPING
 if TYPE_CHECKING:
     from flyweight.model import Model
 
+TARGETS = ("model", "layer")
+
 
 @final
 class GPTQ:
     """See the module's docstring.
 
     Settings: ``bits`` 2..8; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by
-    group, at least 2); ``damping`` above 0, at most 1; ``rounds`` of refitting the scales and ``sweeps`` of
-    descent in each; ``bias_correction``.
+    group, at least 2); ``target``, ``model`` or ``layer``; ``damping`` above 0, at most 1; ``rounds`` of
+    refitting the scales and ``sweeps`` of descent in each; ``bias_correction``.
     """
 
     name = "gptq"
@@ -53,6 +56,7 @@ class GPTQ:
         "symmetric": False,
         "granularity": "channel",
         "group_size": 32,
+        "target": "model",
         "damping": DAMPING,
         "rounds": 4,
         "sweeps": 2,
@@ -122,11 +126,15 @@ class GPTQ:
             correct = bool(own["bias_correction"])
             _round(graph, name, read, form_of(own), effort_of(own), bias_correction=correct)
 
-        walk_moments(graph, batches, alone, visit, float_batches=float_batches, keep=keep)
+        themselves = {name for name, own in chosen.items() if own["target"] == "layer"}
+        walk_moments(
+            graph, batches, alone, visit, by_themselves=themselves, float_batches=float_batches, keep=keep
+        )
 
     def _checked(self, decision: Decision) -> dict[str, Scalar]:
         settings = _settings.complete(decision, self.defaults)
         _settings.choice(settings, "granularity", GRANULARITIES)
+        _settings.choice(settings, "target", TARGETS)
         return settings
 
 
@@ -160,16 +168,22 @@ def walk_moments(
     names: Sequence[str],
     visit: Callable[[str, Moments], None],
     *,
+    by_themselves: Set[str] = frozenset(),
     float_batches: Batches | None = None,
     keep: Keep = list,
 ) -> None:
-    """`flyweight.measure.walk.walk`, with the moments of what each layer reads."""
+    """`flyweight.measure.walk.walk`, with the moments of what each layer reads.
+
+    Of those ``by_themselves``, what the float model puts out does not matter.
+    """
     tokens = [kept_tokens(batch) for batch in batches]
 
     def reached(name: str, seen: Seen) -> None:
-        visit(name, _read_by(graph, name, seen, tokens))
+        outputs = None if name in by_themselves else seen.outputs
+        visit(name, _read_by(graph, name, seen.inputs, outputs, tokens))
 
-    walk(graph, batches, names, reached, float_batches=float_batches, keep=keep)
+    needed = not by_themselves >= set(names)
+    walk(graph, batches, names, reached, float_batches=float_batches, keep=keep, outputs=needed)
 
 
 def layer_at(graph: nn.Module, name: str) -> Layer:
@@ -195,17 +209,16 @@ def weight_of(graph: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 def _read_by(
     graph: nn.Module,
     name: str,
-    seen: Seen,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor] | None,
     tokens: Sequence[Tensor | None],
 ) -> Moments:
-    """Moments of what the weight is multiplied by."""
+    """Moments of what the weight is multiplied by, and of what the layer ought to put out."""
     module = graph.get_submodule(name)
-    inputs, float_inputs = seen.inputs, seen.float_inputs
     if isinstance(module, EncodedLayer) and module.input_factors is not None:
         inputs = [x * module.input_factors for x in inputs]
-        float_inputs = [x * module.input_factors for x in float_inputs]
     try:
-        return moments(layer_at(graph, name), inputs, float_inputs, tokens, seen.lacking)
+        return moments(layer_at(graph, name), inputs, outputs, tokens)
     except ValueError as error:
         raise UnsupportedError(
             f"layer {name!r} {error}: leave it out of the plan, or use weight_only, which needs no data"

@@ -8,6 +8,7 @@ training); frozen, it holds one encoding, which is what exporters read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast, final, runtime_checkable
 
 import torch
@@ -255,6 +256,19 @@ def freeze(root: nn.Module) -> None:
     """Keep the present encoding of every encoded layer, in place."""
     for _, layer in encoded_layers(root):
         layer.frozen = layer.encoding()
+
+
+@contextmanager
+def encoded_once(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, which until the end keeps the encoding it has now if it is an encoded layer."""
+    keeps = isinstance(module, EncodedLayer) and module.frozen is None
+    if isinstance(module, EncodedLayer) and keeps:
+        module.frozen = module.encoding()
+    try:
+        yield module
+    finally:
+        if isinstance(module, EncodedLayer) and keeps:
+            module.frozen = None
 
 
 def thaw(root: nn.Module) -> None:

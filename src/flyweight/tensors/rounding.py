@@ -172,20 +172,18 @@ def _candidates(grid: Grid, low: Tensor, high: Tensor) -> Iterator[tuple[Tensor,
 def aimed(
     weight: Float[Tensor, "parts rows columns"],
     moment: Float[Tensor, "parts columns columns"],
-    cross: Float[Tensor, "parts columns columns"],
-    lacking: Float[Tensor, "parts rows columns"] | None = None,
+    own: Float[Tensor, "parts columns columns"],
+    wanted: Float[Tensor, "parts rows columns"],
 ) -> Float[Tensor, "parts rows columns"]:
-    """The weight that, on the quantized model's inputs, comes closest to the float model's outputs.
+    """The weight that, on the quantized model's inputs, comes closest to the outputs that are wanted.
 
     Args:
-        weight: Of the float model.
+        weight: Of the float model, which what damping adds draws towards.
         moment: Of the quantized model's inputs, from `damped`.
-        cross: Of the float model's inputs with the quantized model's, damped by as much.
-        lacking: Of what the outputs should have more with the quantized model's inputs; None where nothing.
+        own: The same before it was damped.
+        wanted: Of the wanted outputs with the quantized model's inputs.
     """
-    target = weight.double() @ cross
-    if lacking is not None:
-        target = target + lacking
+    target = wanted + weight.double() @ (moment - own)
     solved = torch.cholesky_solve(target.transpose(1, 2), torch.linalg.cholesky(moment))
     return solved.transpose(1, 2).float()
 

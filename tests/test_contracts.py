@@ -37,9 +37,19 @@ from flyweight.testing.contracts import (
 from flyweight.testing.strategies import NETWORKS, batches_for, perceptron
 
 QUICK = {"learned_rounding": {"steps": 4, "rounds": 0}, "gptq": {"rounds": 0}}
+EXPORTED_WHOLE = {"weight_only", "static_int8", "dynamic_int8", "float_storage"}
+EXPORTED_OFTEN = {"residual", "text"}
+SLOW = pytest.mark.slow
 CASES = [case for name in catalog.names("technique") for case in cases(name, QUICK.get(name))]
 # learned_rounding leaves what gptq does, and no file holds a cache
-EXPORTED = [case for case in CASES if case.technique not in {"learned_rounding", "kv_cache"}]
+EXPORTED = [
+    # where they store what others do, two networks with layers of each kind are quick enough for every day
+    pytest.param(
+        case, marks=() if case.technique in EXPORTED_WHOLE or case.network in EXPORTED_OFTEN else SLOW
+    )
+    for case in CASES
+    if case.technique not in {"learned_rounding", "kv_cache"}
+]
 
 
 @pytest.fixture(scope="module")

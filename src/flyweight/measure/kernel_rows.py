@@ -7,7 +7,7 @@ some at the edges. So each distance is summed once, and the edges are put right.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -54,11 +54,10 @@ class KernelRows:
     """
 
     def __init__(self, kernel: Kernel, x: Tensor) -> None:
-        if kernel.size[0] == 1:
-            x = x[:, :, :: kernel.stride[0]]
+        if kernel.size[0] == 1:  # rows between its steps are read by nothing
+            x, kernel = x[:, :, :: kernel.stride[0]], replace(kernel, stride=(1, kernel.stride[1]))
         self._kernel, self._channels = kernel, x.shape[1] // kernel.parts
-        self._height, width = kernel.places(*x.shape[2:]) if kernel.size[0] > 1 else (x.shape[2], 0)
-        width = kernel.places(kernel.size[0] * kernel.dilation[0], x.shape[3])[1]
+        self._height, width = kernel.places(*x.shape[2:])
         self._rows = self._shifted(x, width)
         self.count = len(x) * self._height * width
 

@@ -71,10 +71,29 @@ class Case:
         """Calibration batches."""
         return batches_for(self.model)
 
-    @cached_property
+    @property
     def result(self) -> Model:
         """After; made once."""
-        return apply(self.model, self.plan, self.batches)
+        return self._applied[0]
+
+    @property
+    def change_of_input(self) -> str | None:
+        """What became of the model that the result was made from; None where it is as it was."""
+        return self._applied[1]
+
+    @cached_property
+    def _applied(self) -> tuple[Model, str | None]:
+        module = self.model.module
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        kinds = {name: type(part) for name, part in module.named_modules()}
+        result = apply(self.model, self.plan, self.batches)
+        after = module.state_dict()
+        if state.keys() != after.keys():
+            return result, "the input model's entries changed"
+        if not all(torch.equal(value, after[name]) for name, value in state.items()):
+            return result, "the input model's weights changed"
+        same = kinds == {name: type(part) for name, part in module.named_modules()}
+        return result, None if same else "the input model's layers changed"
 
     @cached_property
     def refusal(self) -> str | None:
@@ -128,13 +147,7 @@ def check_promises(case: Case) -> None:
 
 def check_input_model_unchanged(case: Case) -> None:
     """What goes in comes out as it was: same values, same modules."""
-    state = {name: value.clone() for name, value in case.model.module.state_dict().items()}
-    modules = {name: type(module) for name, module in case.model.module.named_modules()}
-    apply(case.model, case.plan, case.batches)
-    after = case.model.module.state_dict()
-    assert state.keys() == after.keys(), "the input model's entries changed"
-    assert all(torch.equal(value, after[name]) for name, value in state.items()), "its weights changed"
-    assert modules == {name: type(m) for name, m in case.model.module.named_modules()}, "its layers changed"
+    assert case.change_of_input is None, case.change_of_input
 
 
 def check_projection(case: Case) -> None:

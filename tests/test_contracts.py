@@ -37,9 +37,14 @@ from flyweight.testing.contracts import (
 from flyweight.testing.strategies import NETWORKS, batches_for, perceptron
 
 QUICK = {"learned_rounding": {"steps": 4, "rounds": 0}, "gptq": {"rounds": 0}}
-EXPORTED_WHOLE = {"weight_only", "static_int8", "dynamic_int8", "float_storage"}
-EXPORTED_OFTEN = {"residual", "text"}
-SLOW = pytest.mark.slow
+
+
+def _exported_often(case: Case) -> bool:
+    """All networks where a technique is exported in a way of its own; of the others, layers of each kind."""
+    own_way = {"weight_only", "static_int8", "dynamic_int8", "float_storage"}
+    return case.technique in own_way or case.network in {"residual", "text"}
+
+
 CASES = [case for name in catalog.names("technique") for case in cases(name, QUICK.get(name))]
 # learned_rounding leaves what gptq does, and no file holds a cache
 EXPORTED = [

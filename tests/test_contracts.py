@@ -46,14 +46,10 @@ def _exported_often(case: Case) -> bool:
 
 
 CASES = [case for name in catalog.names("technique") for case in cases(name, QUICK.get(name))]
-# learned_rounding leaves what gptq does, and no file holds a cache
 EXPORTED = [
-    # where they store what others do, two networks with layers of each kind are quick enough for every day
-    pytest.param(
-        case, marks=() if case.technique in EXPORTED_WHOLE or case.network in EXPORTED_OFTEN else SLOW
-    )
+    pytest.param(case, marks=() if _exported_often(case) else pytest.mark.slow)
     for case in CASES
-    if case.technique not in {"learned_rounding", "kv_cache"}
+    if case.technique not in {"learned_rounding", "kv_cache"}  # the same as gptq; no file holds a cache
 ]
 
 

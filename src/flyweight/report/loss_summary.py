@@ -71,6 +71,8 @@ def conditions(analysis: Analysis) -> str:
     tried = sum(layer.damage is not None for layer in analysis.layers)
     if tried < len(analysis.layers):
         text += f"; only the {tried} of {len(analysis.layers)} layers with the largest error were tried alone"
+    if any(layer.wider is not None for layer in analysis.layers):
+        text += "; one width higher is rounded to nearest"
     return text + "."
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flyweight.tensors.ranges import Grid, InputStatistics, RangeMethod, range_of
+from flyweight.tensors.stored import Stored
 
 Granularity = Literal["tensor", "channel", "group"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
@@ -77,7 +78,7 @@ class AffineForm:
 
 @final
 @dataclass(frozen=True, eq=False)
-class AffineWeight:
+class AffineWeight(Stored):
     """``w = (codes - zero_point) * scale``.
 
     Attributes:
@@ -94,17 +95,6 @@ class AffineWeight:
     form: AffineForm
     shape: tuple[int, ...]
     mask: Bool[Tensor, "rows columns"] | None = None
-
-    @property
-    def density(self) -> float:
-        """Fraction of weights kept."""
-        return 1.0 if self.mask is None else float(self.mask.float().mean())
-
-    @property
-    def nbytes(self) -> float:
-        """Stored size."""
-        kept = None if self.mask is None else int(self.mask.sum())
-        return self.form.stored_bits(*self.codes.shape, kept=kept) / 8
 
     def decode(self) -> Tensor:
         """The weight as float32, of ``shape``."""

@@ -19,6 +19,7 @@ from flyweight.tensors.activation import straight_through
 from flyweight.tensors.affine import SCALE_BITS, as_matrix
 from flyweight.tensors.encoded import EncodedWeight
 from flyweight.tensors.grouping import check_group_size, group_count, grouped, masked_mean, ungrouped
+from flyweight.tensors.stored import Stored
 
 Levels = Literal["binary", "ternary"]
 TERNARY_THRESHOLD = 0.7  # of the mean magnitude; Li et al. 2016, equation 6
@@ -83,7 +84,7 @@ SIGNS = Signs()
 
 @final
 @dataclass(frozen=True, eq=False)
-class BinaryWeight:
+class BinaryWeight(Stored):
     """``w = signs * scale``.
 
     Attributes:
@@ -98,17 +99,6 @@ class BinaryWeight:
     form: BinaryForm
     shape: tuple[int, ...]
     mask: Bool[Tensor, "rows columns"] | None = None
-
-    @property
-    def density(self) -> float:
-        """Fraction of weights kept."""
-        return 1.0 if self.mask is None else float(self.mask.float().mean())
-
-    @property
-    def nbytes(self) -> float:
-        """Stored size."""
-        kept = None if self.mask is None else int(self.mask.sum())
-        return self.form.stored_bits(*self.signs.shape, kept=kept) / 8
 
     def decode(self) -> Tensor:
         """The weight as float32, of ``shape``."""

@@ -18,6 +18,7 @@ from flyweight.tensors.activation import straight_through
 from flyweight.tensors.affine import as_matrix
 from flyweight.tensors.encoded import EncodedWeight
 from flyweight.tensors.kmeans import Start, centroids, nearest
+from flyweight.tensors.stored import Stored
 
 TableGranularity = Literal["tensor", "channel"]
 TABLE_GRANULARITIES: tuple[str, ...] = get_args(TableGranularity)
@@ -59,7 +60,7 @@ class CodebookForm:
 
 @final
 @dataclass(frozen=True, eq=False)
-class CodebookWeight:
+class CodebookWeight(Stored):
     """``w = table[codes]``.
 
     Attributes:
@@ -74,17 +75,6 @@ class CodebookWeight:
     form: CodebookForm
     shape: tuple[int, ...]
     mask: Bool[Tensor, "rows columns"] | None = None
-
-    @property
-    def density(self) -> float:
-        """Fraction of weights kept."""
-        return 1.0 if self.mask is None else float(self.mask.float().mean())
-
-    @property
-    def nbytes(self) -> float:
-        """Stored size."""
-        kept = None if self.mask is None else int(self.mask.sum())
-        return self.form.stored_bits(*self.codes.shape, kept=kept) / 8
 
     def decode(self) -> Tensor:
         """The weight as float32, of ``shape``."""

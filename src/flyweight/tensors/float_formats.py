@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flyweight.core.layer import FloatFormat
 from flyweight.tensors.affine import SCALE_BITS, as_matrix
 from flyweight.tensors.encoded import EncodedWeight
+from flyweight.tensors.stored import Stored
 
 FLOAT_FORMATS: tuple[str, ...] = get_args(FloatFormat)
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in FLOAT_FORMATS}
@@ -55,7 +56,7 @@ class FloatForm:
 
 @final
 @dataclass(frozen=True, eq=False)
-class FloatWeight:
+class FloatWeight(Stored):
     """``w = values * scale``.
 
     Attributes:
@@ -70,17 +71,6 @@ class FloatWeight:
     form: FloatForm
     shape: tuple[int, ...]
     mask: Bool[Tensor, "rows columns"] | None = None
-
-    @property
-    def density(self) -> float:
-        """Fraction of weights kept."""
-        return 1.0 if self.mask is None else float(self.mask.float().mean())
-
-    @property
-    def nbytes(self) -> float:
-        """Stored size."""
-        kept = None if self.mask is None else int(self.mask.sum())
-        return self.form.stored_bits(*self.values.shape, kept=kept) / 8
 
     def decode(self) -> Tensor:
         """The weight as float32, of ``shape``."""

@@ -18,6 +18,7 @@ from flyweight.tensors.affine import SCALE_BITS, as_matrix
 from flyweight.tensors.encoded import EncodedWeight
 from flyweight.tensors.grouping import check_group_size, group_count, grouped, ungrouped
 from flyweight.tensors.kmeans import nearest
+from flyweight.tensors.stored import Stored
 
 
 @final
@@ -64,7 +65,7 @@ def normal_table(bits: int) -> Float[Tensor, " entries"]:
 
 @final
 @dataclass(frozen=True, eq=False)
-class NormalFloatWeight:
+class NormalFloatWeight(Stored):
     """``w = normal_table(bits)[codes] * scale``.
 
     Attributes:
@@ -79,17 +80,6 @@ class NormalFloatWeight:
     form: NormalFloatForm
     shape: tuple[int, ...]
     mask: Bool[Tensor, "rows columns"] | None = None
-
-    @property
-    def density(self) -> float:
-        """Fraction of weights kept."""
-        return 1.0 if self.mask is None else float(self.mask.float().mean())
-
-    @property
-    def nbytes(self) -> float:
-        """Stored size."""
-        kept = None if self.mask is None else int(self.mask.sum())
-        return self.form.stored_bits(*self.codes.shape, kept=kept) / 8
 
     def decode(self) -> Tensor:
         """The weight as float32, of ``shape``."""

@@ -19,6 +19,7 @@ from flyweight.tensors.affine import as_matrix
 from flyweight.tensors.codebook import ENTRY_BITS, floored
 from flyweight.tensors.encoded import EncodedWeight
 from flyweight.tensors.grouping import group_count, grouped, ungrouped
+from flyweight.tensors.stored import Stored
 from flyweight.tensors.vector_kmeans import centroids, nearest
 
 LEAST_BITS, MOST_BITS = 2, 12
@@ -65,7 +66,7 @@ class VectorForm:
 
 @final
 @dataclass(frozen=True, eq=False)
-class VectorWeight:
+class VectorWeight(Stored):
     """``w[:, i * dimension : (i + 1) * dimension] = table[codes[:, i]]``.
 
     Attributes:
@@ -80,22 +81,6 @@ class VectorWeight:
     form: VectorForm
     shape: tuple[int, ...]
     mask: Bool[Tensor, "rows columns"] | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns of the weight."""
-        return self.shape[0], torch.Size(self.shape[1:]).numel()
-
-    @property
-    def density(self) -> float:
-        """Fraction of weights kept."""
-        return 1.0 if self.mask is None else float(self.mask.float().mean())
-
-    @property
-    def nbytes(self) -> float:
-        """Stored size."""
-        kept = None if self.mask is None else int(self.mask.sum())
-        return self.form.stored_bits(*self.size, kept=kept) / 8
 
     def decode(self) -> Tensor:
         """The weight as float32, of ``shape``."""

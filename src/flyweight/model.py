@@ -51,10 +51,13 @@ class Model:
     def outputs(self, inputs: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
         """The module's outputs on ``inputs`` (default: the example inputs), as a tuple.
 
+        The module is given copies: one that changes them in place changes nothing else.
+
         Raises:
             InputError: The module does not take these inputs, or returns something else than tensors.
         """
-        return tensors_of(self.module(**(self.example_inputs if inputs is None else inputs)), self.name)
+        given = self.example_inputs if inputs is None else inputs
+        return tensors_of(self.module(**{name: x.clone() for name, x in given.items()}), self.name)
 
     def output_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the outputs on the example inputs."""

@@ -65,7 +65,7 @@ def test_ternary_weights_are_closer_than_binary_and_both_than_signs():
         ({"granularity": "tensor"}, "granularity must be one of channel, group"),
         ({"granularity": "group", "group_size": 1}, "group_size must be at least 2"),
         ({"granularity": "group", "group_size": 0}, "group_size must be at least 2"),
-        ({"method": "sign", "granularity": "group"}, "only binary weights can do without scales"),
+        ({"method": "sign", "granularity": "group"}, "bare signs have no scales"),
         ({"rounding": "up"}, "rounding must be one of auto, nearest, compensated"),
         ({"bits": 1}, "has no setting 'bits'"),
     ],

@@ -135,6 +135,50 @@ def test_inputs_never_seen_do_no_harm():
     assert output_error(model, result, correlated(2)) < 0.3  # those weights are rounded, not lost
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.ones(1, 24), torch.full((256, 24), 3.0), 1e4 + correlated(3), torch.zeros(8, 24)],
+    ids=["one example", "constant", "a large mean", "nothing"],
+)
+@pytest.mark.parametrize("technique", ["gptq", "binary"])
+def test_inputs_that_hardly_change_are_taken(technique: str, inputs: torch.Tensor):
+    model = deep()
+    result = apply(model, plan_of(model, technique), [{"input": inputs}])
+    assert torch.isfinite(result.outputs({"input": inputs})[0]).all()
+    first = dict(encoded_layers(result.module))["0"]
+    assert first.weight.norm() < 3 * model.module[0].weight.norm()
+
+
+def test_a_large_mean_leaves_rows_better_than_nearest():
+    model, inputs = deep(), 1000 + torch.randn(512, 24, generator=torch.Generator().manual_seed(0))
+    model.module[0].bias = None
+    lost = []
+    for technique, more in (("gptq", {"bias_correction": False}), ("weight_only", {"range_method": "mse"})):
+        settings = {"bits": 4, "symmetric": False, **more}
+        plan = Plan("deep", (Decision(technique, ("0",), Stage.QUANTIZE, settings),))
+        layer = dict(encoded_layers(apply(model, plan, [{"input": inputs}]).module))["0"]
+        lost.append(((inputs.double() @ (layer.weight - model.module[0].weight).double().T) ** 2).sum(0))
+    assert (lost[0] <= lost[1]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("technique", ["gptq", "binary", "learned_rounding"])
+def test_models_of_other_floats_stay_so(technique: str, dtype: torch.dtype):
+    model = Model("deep", deep().module.to(dtype), {"input": torch.zeros(1, 24, dtype=dtype)})
+    settings = {"steps": 2} if technique == "learned_rounding" else {}
+    batches = [{"input": correlated(1).to(dtype)}]
+    result = apply(model, plan_of(model, technique, **settings), batches)
+    assert result.outputs(batches[0])[0].dtype == dtype
+
+
+def test_a_group_size_alone_means_groups():
+    model = deep()
+    groups = GPTQ().predict(
+        profile(model), Decision("gptq", ("0",), Stage.QUANTIZE, {"bits": 4, "group_size": 8})
+    )
+    assert groups.by_name["0"].group_size == 8
+
+
 def test_shared_weights_are_rounded_to_nearest_and_stay_shared():
     model = NETWORKS["tied"]()
     result = apply(model, plan_of(model, "gptq"), batches_for(model))

@@ -4,9 +4,10 @@ from torch import nn
 
 from flyweight.apply import apply
 from flyweight.core.plan import Decision, Plan, Stage
+from flyweight.errors import InputError
 from flyweight.measure.profile import profile
 from flyweight.model import Model
-from flyweight.techniques.learned_rounding import LearnedRounding
+from flyweight.techniques.learned_rounding import HELD_BACK, LearnedRounding, _enough_parts
 
 
 class Residual(nn.Module):
@@ -111,4 +112,24 @@ def test_the_seed_decides():
 def test_settings_out_of_range_are_refused(setting: str, value: float | str, message: str):
     decision = Decision("learned_rounding", ("head",), Stage.QUANTIZE, {setting: value})
     with pytest.raises(ValueError, match=message):
+        LearnedRounding().predict(profile(residual()), decision)
+
+
+def test_few_examples_are_parted_so_that_some_are_kept_back():
+    few = [{"input": torch.randn(count, 16)} for count in (7, 5)]
+    parts = [len(part["input"]) for part in _enough_parts(few, 32)]
+    assert sum(parts) == 12
+    assert len(parts) >= HELD_BACK
+
+
+def test_fewer_examples_than_can_be_parted_are_refused():
+    decision = Decision("learned_rounding", ("head",), Stage.QUANTIZE, {"steps": 1})
+    few = [{"input": torch.randn(HELD_BACK - 1, 16)}]
+    with pytest.raises(InputError, match="needs 8 calibration examples or more"):
+        apply(residual(), Plan("residual", (decision,)), few)
+
+
+def test_drops_without_blocks_are_refused():
+    decision = Decision("learned_rounding", ("head",), Stage.QUANTIZE, {"input_drop": 0.2})
+    with pytest.raises(ValueError, match="set block_steps too"):
         LearnedRounding().predict(profile(residual()), decision)

@@ -124,8 +124,8 @@ def test_decoded_weight_has_the_shape_of_the_weight():
     ("settings", "reason"),
     [
         ({"group_size": 1}, "group_size must be at least 2, got 1"),
-        ({"scaled": False, "levels": "ternary"}, "only binary weights can do without scales"),
-        ({"scaled": False, "group_size": 4}, "have no groups then"),
+        ({"scaled": False, "levels": "ternary"}, "bare signs have no scales"),
+        ({"scaled": False, "group_size": 4}, "bare signs have no scales"),
     ],
 )
 def test_a_form_that_cannot_be_is_refused(settings, reason):

@@ -7,7 +7,7 @@ Source: Frantar and Alistarh 2022, arXiv:2208.11580 (layer-wise Hessian); Li et 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from flyweight.measure.kernel_rows import Kernel, KernelRows, output_rows
 from flyweight.tensors.encoded import Layer
 
+NOISE = 1e-10  # of the mean square: float32 keeps seven digits, and its square twice as many
 UNFOLDED = 2**25  # numbers held at a time while a convolution's inputs are unfolded
 
 
@@ -27,27 +28,38 @@ class Moments:
     """Of what one layer reads and ought to put out, in parts: the groups of a convolution, else one.
 
     Attributes:
-        own: Sum of ``x x^T`` over everything read in the quantized model, float64.
-        wanted: Sum of ``z x^T``, with ``z`` what the weight times ``x`` ought to be; None where it is so.
+        scatter: Sum of ``(x - mean) (x - mean)^T`` over everything read in the quantized model, float64.
+        wanted_scatter: Sum of ``(z - wanted_mean) (x - mean)^T``, with ``z`` what the weight times ``x``
+            ought to be; None where it is so.
         mean: Of ``x``.
         wanted_mean: Of ``z``.
         count: Places.
+        noise: What rounding ``x`` to float32 may have done to a number on the scatter's diagonal.
     """
 
-    own: Float[Tensor, "parts columns columns"]
-    wanted: Float[Tensor, "parts rows columns"] | None
+    scatter: Float[Tensor, "parts columns columns"]
+    wanted_scatter: Float[Tensor, "parts rows columns"] | None
     mean: Float[Tensor, "parts columns"]
     wanted_mean: Float[Tensor, "parts rows"] | None
     count: int
+    noise: Float[Tensor, " parts"]
+
+    @property
+    def own(self) -> Float[Tensor, "parts columns columns"]:
+        """Sum of ``x x^T``."""
+        return self.scatter + self.count * self.mean[:, :, None] * self.mean[:, None]
+
+    @property
+    def wanted(self) -> Float[Tensor, "parts rows columns"] | None:
+        """Sum of ``z x^T``."""
+        if self.wanted_scatter is None or self.wanted_mean is None:
+            return None
+        return self.wanted_scatter + self.count * self.wanted_mean[:, :, None] * self.mean[:, None]
 
     def centred(self) -> Moments:
         """Those of the differences from the means: all that weights see where a bias takes the means."""
-        own = self.own - self.count * self.mean[:, :, None] * self.mean[:, None]
-        nothing = torch.zeros_like(self.mean)
-        if self.wanted is None or self.wanted_mean is None:
-            return Moments(own, None, nothing, None, self.count)
-        wanted = self.wanted - self.count * self.wanted_mean[:, :, None] * self.mean[:, None]
-        return Moments(own, wanted, nothing, torch.zeros_like(self.wanted_mean), self.count)
+        wanted = None if self.wanted_mean is None else torch.zeros_like(self.wanted_mean)
+        return replace(self, mean=torch.zeros_like(self.mean), wanted_mean=wanted)
 
 
 def moments(
@@ -79,6 +91,8 @@ def moments(
 
 @final
 class _Sums:
+    """Sums of differences from the first batch's means: beside a large mean, the rest keeps its digits."""
+
     def __init__(self, layer: Layer, with_outputs: bool) -> None:
         parts: int = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
         rows, columns = layer.weight.shape[0] // parts, layer.weight[0].numel()
@@ -89,46 +103,91 @@ class _Sums:
         self._own = torch.zeros(parts, columns, columns, dtype=torch.float64)
         self._wanted = torch.zeros(parts, rows, columns, dtype=torch.float64)
         self._total, self._wanted_total = self._own[:, 0].clone(), self._wanted[..., 0].clone()
+        self._start: Tensor | None = None  # of the inputs' channels
+        self._wanted_start: Tensor | None = None
 
     def add(self, x: Tensor, output: Tensor | None, keep: Tensor | None) -> None:
         """What the layer reads and ought to put out."""
         kernel = kernel_of(self._layer)
         image = None if kernel is None else _padded(self._layer, x)
         if kernel is not None and image is not None and kernel.shares_rows(image.shape[2]):
-            rows = KernelRows(kernel, image)
-            self._own += rows.own()
-            self._total += rows.total()
-            self._count += rows.count
-            if output is not None:
-                image = output[:, :, None] if output.dim() == 3 else output
-                ought = output_rows(image, kernel.parts) - self._bias[..., None, None]
-                self._wanted += rows.wanted(ought)
-                self._wanted_total += ought.flatten(2).sum(-1)
+            self._add_image(kernel, image, output)
             return
         vectors = as_rows(self._layer, x, keep)
+        if not vectors.shape[1]:
+            return
+        if self._start is None:
+            self._start = self._by_channel(vectors.mean(1))
+        vectors = vectors - self._by_column(self._start)[:, None]
         self._own += (vectors.mT @ vectors).double()
         self._total += vectors.sum(1)
         self._count += vectors.shape[1]
         if output is not None:
-            places = as_output_rows(self._layer, output, keep) - self._bias[:, None]
+            places = self._from_start(as_output_rows(self._layer, output, keep), 1)
             self._wanted += (places.mT @ vectors).double()
             self._wanted_total += places.sum(1)
+
+    def _add_image(self, kernel: Kernel, image: Tensor, output: Tensor | None) -> None:
+        if self._start is None:
+            self._start = image.mean((0, 2, 3))
+        rows = KernelRows(kernel, image - self._start[:, None, None])
+        self._own += rows.own()
+        self._total += rows.total()
+        self._count += rows.count
+        if output is not None:
+            whole = output[:, :, None] if output.dim() == 3 else output
+            ought = self._from_start(output_rows(whole, kernel.parts), 2)
+            self._wanted += rows.wanted(ought)
+            self._wanted_total += ought.sum(2)
+
+    def _from_start(self, outputs: Tensor, axis: int) -> Tensor:
+        """Differences of outputs from what those of the first batch were on average."""
+        if self._wanted_start is None:
+            self._wanted_start = outputs.mean(axis)
+        return outputs - self._wanted_start.unsqueeze(axis)
+
+    def _by_channel(self, columns: Tensor) -> Tensor:
+        """One number a channel of a convolution's inputs, one a column of other layers."""
+        kernel = kernel_of(self._layer)
+        if kernel is None:
+            return columns[0]
+        return columns.reshape(-1, kernel.size[0] * kernel.size[1]).mean(1)
+
+    def _by_column(self, channels: Tensor) -> Tensor:
+        """(parts, columns) of what `_by_channel` gave."""
+        kernel = kernel_of(self._layer)
+        if kernel is None:
+            return channels[None]
+        return channels.repeat_interleave(kernel.size[0] * kernel.size[1]).reshape(kernel.parts, -1)
 
     def moments(self) -> Moments:
         """Of all that was added; raises ValueError where it is not finite."""
         if not bool(torch.isfinite(self._own).all() and torch.isfinite(self._wanted).all()):
             raise ValueError("reads NaN or infinite values on calibration data")
-        places = max(self._count, 1)
-        mean = self._total / places
+        count = max(self._count, 1)
+        off, wanted_off = self._total / count, self._wanted_total / count
+        mean = off if self._start is None else off + self._by_column(self._start)
+        scatter = self._own - count * off[:, :, None] * off[:, None]
+        squares = scatter.diagonal(dim1=1, dim2=2) / count + mean.square()
+        noise = NOISE * count * squares.mean(1)
         if not self._with_outputs:
-            return Moments(self._own, None, mean, None, self._count)
-        return Moments(self._own, self._wanted, mean, self._wanted_total / places, self._count)
+            return Moments(scatter, None, mean, None, self._count, noise)
+        wanted_mean = wanted_off - self._bias
+        if self._wanted_start is not None:
+            wanted_mean = wanted_mean + self._wanted_start
+        wanted = self._wanted - count * wanted_off[:, :, None] * off[:, None]
+        return Moments(scatter, wanted, mean, wanted_mean, self._count, noise)
 
 
 def kept_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """(batch, tokens), False where a text is padded; None where the model reads no texts."""
+    """(batch, tokens), False where a text is padded; None where the model reads no texts.
+
+    So it is where a mask holds other numbers than 0 and 1, such as what is added to attention scores.
+    """
     mask = batch.get("attention_mask")
-    return None if mask is None else mask.bool()
+    if mask is None or not bool(((mask == 0) | (mask == 1)).all()):
+        return None
+    return mask.bool()
 
 
 def as_rows(layer: Layer, x: Tensor, keep: Tensor | None = None) -> Float[Tensor, "parts places columns"]:

@@ -20,6 +20,7 @@ from torch.nn.utils import fusion
 
 from flyweight.errors import UnsupportedError
 from flyweight.measure.agreement import ROUNDING, relative_error, unfused_attention
+from flyweight.measure.functional import without_changes_in_place
 from flyweight.model import Model, copied, tensors_of
 from flyweight.tensors.encoded import EncodedLayer, encoded_layers, exchange, has_own_code
 
@@ -113,6 +114,7 @@ def capture(model: Model) -> fx.GraphModule:
     if not isinstance(graph, fx.GraphModule):
         raise UnsupportedError(f"model {model.name!r}: torch.export gave a {type(graph).__name__}")
     _drop_guards(graph)
+    without_changes_in_place(graph)
     for node in list(graph.graph.nodes):
         _restore_layer(graph, node, source)
         _spell_clamp_as_activation(graph, node)
@@ -144,7 +146,8 @@ def check_computes(graph: fx.GraphModule, model: Model, *, tolerance: float) -> 
     if not error <= tolerance:
         raise UnsupportedError(
             f"the traced form computes something else than the model {model.name!r} (relative error "
-            f"{error:.3g}): its forward() draws random numbers, or does something else while it is traced"
+            f"{error:.3g}): its forward() draws random numbers, changes a part of a tensor in place, or does "
+            "something else while it is traced"
         )
 
 

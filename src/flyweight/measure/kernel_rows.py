@@ -95,11 +95,10 @@ class KernelRows:
         sums = [rows[..., r * step : r * step + self._height].sum(-1) for r in range(tall)]
         return self._by_column(torch.stack(sums, 1)[..., None])[..., 0]
 
-    def wanted(self, outputs: Tensor) -> Float[Tensor, "parts rows columns"]:
+    def wanted(self, outputs: Float[Tensor, "parts rows places"]) -> Float[Tensor, "parts rows columns"]:
         """Sum of ``z x^T``, float64, with ``z`` from `output_rows`."""
         tall, step = self._kernel.size[0], self._kernel.dilation[0]
-        ought = outputs.flatten(2)
-        found = [ought @ self._span(r * step, r * step + self._height).mT for r in range(tall)]
+        found = [outputs @ self._span(r * step, r * step + self._height).mT for r in range(tall)]
         return self._by_column(torch.stack([x.double().mT for x in found], 1)).mT
 
     def _span(self, first: int, last: int) -> Tensor:
@@ -116,7 +115,7 @@ class KernelRows:
         return split.movedim(3, 1).flatten(1, 3)
 
 
-def output_rows(x: Tensor, parts: int) -> Float[Tensor, "parts rows height places"]:
+def output_rows(x: Tensor, parts: int) -> Float[Tensor, "parts rows places"]:
     """An output of a convolution, (batch, channels, height, width), as `KernelRows.wanted` takes it."""
     split = x.float().reshape(len(x), parts, -1, *x.shape[2:])
-    return split.permute(1, 2, 3, 0, 4).flatten(3)
+    return split.permute(1, 2, 3, 0, 4).flatten(2)

@@ -58,7 +58,7 @@ def round_to_outputs(
         effort: How far to go.
         mask: (rows, columns), False where a weight is removed.
     """
-    parts, columns = moments.own.shape[:2]
+    parts, columns = moments.scatter.shape[:2]
     shaped = weight.detach().float().reshape(parts, -1, columns)
     kept = None if mask is None else mask.reshape(shaped.shape).float()
     moment, target = _problem(shaped, moments, effort)
@@ -77,7 +77,7 @@ def round_to_outputs(
 
 def round_to_signs(weight: Tensor, moments: Moments, form: BinaryForm, effort: Effort) -> Rounded:
     """The same with the codes -1 and 1, and 0 where ternary; no weight is removed."""
-    parts, columns = moments.own.shape[:2]
+    parts, columns = moments.scatter.shape[:2]
     moment, target = _problem(weight.detach().float().reshape(parts, -1, columns), moments, effort)
     stored = encode_binary(target.flatten(0, 1), form)
     codes, scale = (v.float().reshape(*target.shape[:2], -1) for v in (stored.signs, stored.scale))
@@ -96,10 +96,9 @@ def round_to_signs(weight: Tensor, moments: Moments, form: BinaryForm, effort: E
 
 def _problem(weight: Tensor, moments: Moments, effort: Effort) -> tuple[Tensor, Tensor]:
     """The damped moment of the inputs, and the weight to be rounded, (parts, rows, columns)."""
-    moment = rounding.damped(moments.own, effort.damping)
-    if moments.wanted is None:
-        return moment, weight
-    return moment, rounding.aimed(weight, moment, moments.own, moments.wanted)
+    own, wanted = moments.own, moments.wanted
+    moment = rounding.damped(own, effort.damping, moments.noise)
+    return moment, weight if wanted is None else rounding.aimed(weight, moment, own, wanted)
 
 
 def _descended(
@@ -145,7 +144,7 @@ def as_stored(rounded: Rounded, form: AffineForm) -> tuple[Tensor, Tensor | None
 
 def bias_shift(weight: Tensor, rounded: Rounded, moments: Moments) -> Tensor:
     """(rows,), what the bias has to take for the mean output to be that of the float layer."""
-    parts, columns = moments.own.shape[:2]
+    parts, columns = moments.scatter.shape[:2]
     shaped = weight.detach().double().reshape(parts, -1, columns)
     got = (rounded.decode().double() @ moments.mean.double()[..., None])[..., 0]
     wanted = moments.wanted_mean

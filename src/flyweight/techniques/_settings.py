@@ -8,7 +8,7 @@ from flyweight.core.plan import Decision, Scalar
 
 
 def complete(decision: Decision, defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The decision's settings over the defaults.
+    """The decision's settings over the defaults; a group size alone is one for groups.
 
     Raises:
         ValueError: It has a setting the technique does not know, or one of another type.
@@ -20,7 +20,10 @@ def complete(decision: Decision, defaults: Mapping[str, Scalar]) -> dict[str, Sc
         if type(value) is not type(defaults[key]):
             wanted = type(defaults[key]).__name__
             raise ValueError(f"{decision.technique}: {key} must be of type {wanted}, got {value!r}")
-    return {**defaults, **decision.settings}
+    found = {**defaults, **decision.settings}
+    if "granularity" in defaults and "group_size" in decision.settings:
+        found["granularity"] = decision.settings.get("granularity", "group")
+    return found
 
 
 def choice(settings: Mapping[str, Scalar], key: str, allowed: Sequence[str]) -> str:

@@ -96,8 +96,8 @@ class Binary:
             bias = None if isinstance(layer, nn.Embedding) else layer.bias
             found = round_to_signs(weight, read if bias is None else read.centred(), form, Effort())
             if bias is not None:
-                layer.bias = nn.Parameter(bias + bias_shift(weight, found, read))
-            layer.weight = nn.Parameter(found.decode().reshape(layer.weight.shape))
+                layer.bias = nn.Parameter((bias + bias_shift(weight, found, read)).to(bias.dtype))
+            layer.weight = nn.Parameter(found.decode().reshape(layer.weight.shape).to(layer.weight.dtype))
             scale = found.scale.reshape(-1, found.scale.shape[-1]) if form.scaled else None
             attach(graph, name, BinaryEncoder(form, scale), self.name)
 

@@ -10,7 +10,8 @@ Source: Frantar et al. 2022, arXiv:2210.17323; Li et al. 2025, arXiv:2504.02692 
 Behdin et al. 2023, arXiv:2309.01885 (coordinate descent).
 Differs: the target is solved for in closed form, the error of residual streams included; scales are searched
 on the diagonal of the squared output error and refitted to the codes; the bias takes what is left of the
-mean. A row is never worse than rounded to nearest, in squared output error on the calibration data.
+mean. A row is never worse than rounded to nearest on the grids that were searched, by the squared output
+error on the calibration data, damping included.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TARGETS = ("model", "layer")
 class GPTQ:
     """See the module's docstring.
 
-    Settings: ``bits`` 2..8; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by
+    Settings: ``bits`` 2..8 or 16; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by
     group, at least 2); ``target``, ``model`` or ``layer``; ``damping`` above 0, at most 1; ``rounds`` of
     refitting the scales and ``sweeps`` of descent in each; ``bias_correction``.
     """
@@ -241,7 +242,7 @@ def _round(
     rounded = round_to_outputs(weight, read if bias is None else read.centred(), form, effort, mask)
     scale, zero_point = as_stored(rounded, form)
     if bias is not None:
-        layer.bias = nn.Parameter(bias + bias_shift(weight, rounded, read))
-    layer.weight = nn.Parameter(rounded.decode().reshape(layer.weight.shape))
+        layer.bias = nn.Parameter((bias + bias_shift(weight, rounded, read)).to(bias.dtype))
+    layer.weight = nn.Parameter(rounded.decode().reshape(layer.weight.shape).to(layer.weight.dtype))
     encoder = AffineEncoder(form, scale=scale, zero_point=zero_point, mask=mask)
     attach(graph, name, encoder, GPTQ.name)

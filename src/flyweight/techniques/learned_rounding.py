@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from flyweight.core.layer import ModelProfile
 from flyweight.core.plan import Decision, Scalar, Stage
+from flyweight.errors import InputError
 from flyweight.measure.blocks import Block, Stream, blocks, extracted, whole
 from flyweight.measure.curvature import kept_tokens
 from flyweight.measure.graph import capture
@@ -56,7 +57,8 @@ class Schedule:
         outputs: What the model puts out: ``values`` are to be close, of ``logits`` the probabilities.
         code_rate: Largest change of a code's offset in a step, in codes; falls to 0.
         scale_rate: Of a scale, relative; falls to 0.
-        input_drop: Probability with which a value that a block reads is the float model's (QDrop).
+        input_drop: Probability with which a value that a block reads is the float model's (QDrop); all
+            layers together read nothing that is quantized.
         seed: Of the order of batches and of the drops.
     """
 
@@ -111,14 +113,17 @@ class LearnedRounding:
         return GPTQ().predict(profile, self._start(decision))
 
     def apply(self, model: Model, decision: Decision, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """Change ``model`` in place; its module becomes a graph. Raises as GPTQ does."""
+        """Change ``model`` in place; its module becomes a graph.
+
+        Raises as GPTQ does, and InputError where there are fewer than `HELD_BACK` examples.
+        """
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
         teacher = cast("fx.GraphModule", copied(graph))
         model.module = graph
         GPTQ().apply(model, self._start(decision), batches)
         schedule = self._schedule(decision)
         learned = [name for name in decision.layers if multiplies_alone(graph, name)]
-        parts = [part for batch in batches for part in _parts(batch, schedule.batch_size)]
+        parts = _enough_parts(batches, schedule.batch_size)
         if schedule.block_steps:
             _learn_blocks(teacher, graph, parts, learned, schedule)
         if schedule.steps:
@@ -131,7 +136,10 @@ class LearnedRounding:
     def _schedule(self, decision: Decision) -> Schedule:
         settings = _settings.complete(decision, self.defaults)
         own = {key: value for key, value in settings.items() if key not in GPTQ.defaults}
-        return Schedule(**own)  # type: ignore[arg-type]
+        schedule = Schedule(**own)  # type: ignore[arg-type]
+        if "input_drop" in decision.settings and not schedule.block_steps:
+            raise ValueError("input_drop is of what blocks read: set block_steps too, 100 for instance")
+        return schedule
 
 
 @final
@@ -167,6 +175,18 @@ class _Learning(nn.Module):
     def _zero(self, columns: int) -> Tensor:
         zero = self.stored.zero_point
         return torch.zeros(()) if zero is None else over_columns(zero.float(), self.stored.form, columns)
+
+
+def _enough_parts(batches: Sequence[Mapping[str, Tensor]], size: int) -> list[Mapping[str, Tensor]]:
+    """The examples in parts of at most ``size``, smaller where too few would be there to keep one back."""
+    count = sum(len(next(iter(batch.values()))) for batch in batches)
+    if count < HELD_BACK:
+        raise InputError(
+            f"learned_rounding needs {HELD_BACK} calibration examples or more, of which one in {HELD_BACK} "
+            f"chooses what is kept; there are {count}: give more, or use gptq"
+        )
+    least = min(size, count // HELD_BACK)
+    return [part for batch in batches for part in _parts(batch, least)]
 
 
 def _parts(batch: Mapping[str, Tensor], size: int) -> Iterator[Mapping[str, Tensor]]:
@@ -268,7 +288,7 @@ def _learn(
 
 def _keep(layer: EncodedLayer, learned: _Learning) -> None:
     stored = learned(layer.layer.weight)
-    layer.layer.weight = nn.Parameter(stored.decode())
+    layer.layer.weight = nn.Parameter(stored.decode().to(layer.layer.weight.dtype))
     layer.encoders = layer.encoders[:-1]
     layer.add_encoder(
         AffineEncoder(stored.form, scale=stored.scale, zero_point=stored.zero_point, mask=stored.mask)
@@ -282,8 +302,8 @@ class _Run:
     def __init__(self, module: nn.Module, examples: Examples, loss: Loss) -> None:
         self._module, self._examples, self._loss = module, examples, loss
         every = list(range(len(examples.reads)))
-        self._held = every[HELD_BACK - 1 :: HELD_BACK] or every
-        self._seen = [i for i in every if i not in self._held] or every
+        self._held = every[HELD_BACK - 1 :: HELD_BACK]
+        self._seen = [i for i in every if i not in self._held]
 
     def loss(self, drop: float, generator: torch.Generator) -> Tensor:
         """Of a random batch, with gradients."""

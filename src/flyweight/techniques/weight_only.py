@@ -28,7 +28,7 @@ DEFAULT_GROUP_SIZE = 32
 class WeightOnly:
     """See the module's docstring.
 
-    Settings: ``bits`` 2..8; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by
+    Settings: ``bits`` 2..8 or 16; ``symmetric``; ``granularity`` tensor, channel or group; ``group_size`` (by
     group, at least 2); ``range_method`` minmax, percentile, entropy, mse or adaptive.
     """
 

@@ -45,7 +45,10 @@ class BinaryForm:
         if self.group_size != 0:
             check_group_size(self.group_size)
         if not self.scaled and (self.levels != "binary" or self.group_size):
-            raise ValueError("only binary weights can do without scales, and have no groups then")
+            raise ValueError(
+                "bare signs have no scales: with method=sign weights are binary, by channel and without "
+                "groups; for groups use method=binary"
+            )
 
     @property
     def code_bits(self) -> int:

@@ -165,7 +165,7 @@ class EncodedLayer(nn.Module):
     def _decoded(self) -> Tensor:
         weight = self.layer.weight
         if self.frozen is None and self.encoders and isinstance(self.encoders[-1], TrainableEncoder):
-            return self.encoders[-1].projected(weight, self._encoded_by(self.encoders[:-1]))
+            return self.encoders[-1].projected(weight, self._encoded_by(self.encoders[:-1])).to(weight.dtype)
         decoded = self.encoding().decode().to(weight.dtype)
         return decoded if self.frozen is not None else straight_through(weight, decoded)
 

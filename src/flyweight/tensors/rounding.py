@@ -101,18 +101,22 @@ def output_error(
 
 
 def damped(
-    moment: Float[Tensor, "parts columns columns"], damping: float = DAMPING
+    moment: Float[Tensor, "parts columns columns"],
+    damping: float = DAMPING,
+    noise: Float[Tensor, " parts"] | None = None,
 ) -> Float[Tensor, "parts columns columns"]:
     """The moment plus a share of the mean of its diagonal, enough of it to be inverted; float64.
 
-    Inputs that calibration never saw get that share too: their weights are rounded to nearest.
+    Inputs that calibration never saw get that share too: their weights are rounded to nearest. ``noise`` is
+    added as well, so that inputs which never change count as such.
     """
     moment = moment.double()
+    least = torch.zeros(len(moment), dtype=torch.float64) if noise is None else noise.double()
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     eye = torch.eye(moment.shape[-1], dtype=torch.float64)
     while True:
-        result = moment + damping * mean[:, None, None] * eye
+        result = moment + (damping * mean + least)[:, None, None] * eye
         if not int(torch.linalg.cholesky_ex(result).info.any()):
             return result
         if damping >= MOST_DAMPING:

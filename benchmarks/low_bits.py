@@ -62,14 +62,14 @@ def _cut(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def rounded_by_rivals(
-    subject: Subject, bits: Sequence[int], group_size: int, context: Context
+    subject: Subject, bits: Sequence[int], group_size: int, context: Context, *, autoround: bool = True
 ) -> tuple[Rounded, dict[str, str]]:
-    """What each rival makes of the model, and the versions of their packages.
+    """What each rival makes of the model, and the versions of their packages; AutoRound only if asked.
 
     Raises:
         MissingDependency: A rival cannot be installed.
     """
-    work = context.work / f"{subject.model.name}-{group_size}"
+    work = context.work / "-".join(map(str, (subject.model.name, *bits, group_size)))
     work.mkdir(parents=True)
     found: Rounded = {width: {} for width in bits}
     versions: dict[str, str] = {}
@@ -82,6 +82,8 @@ def rounded_by_rivals(
         versions |= theirs.versions
         for width in bits:
             found[width][called] = theirs.models[width]
+    if not autoround:
+        return found, versions
     answer = _with_autoround(subject, bits, group_size, work, quick=context.quick)
     versions |= answer["versions"]
     for width in bits:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ MOST_MEGABYTES = 14.7  # what MatMulNBits with its option for embeddings takes
 MIXED = "4-bit weights, int8 activations"
 MIXED_MOST_MEGABYTES, MIXED_LEAST_SPEED = 19.0, 1.5
 TOKENS = 32
-BATCH = 32
+PAIRS = 1500  # to calibrate on, and for the command to measure on
 
 FORM = ("--bits", "4", "--group-size", "32")
 COMMANDS = {
@@ -37,7 +38,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 def checks(context: Context) -> tuple[list[Check], tuple[str, ...], dict[str, str]]:
     """What was measured, what the reader must know, and the versions of the rivals."""
-    attempts = {name: _compressed(name, words, context) for name, words in COMMANDS.items()}
+    pairs = _unjudged_pairs(context)
+    attempts = {name: _compressed(name, [pairs, *words], context) for name, words in COMMANDS.items()}
     files, versions = _rivals(context)
     files |= {name: a.model_file for name, a in attempts.items() if a.model_file is not None}
     notes = [note for name, attempt in attempts.items() for note in attempt.notes(name)]
@@ -45,10 +47,22 @@ def checks(context: Context) -> tuple[list[Check], tuple[str, ...], dict[str, st
     return found, tuple(notes), versions
 
 
-def _compressed(name: str, words: tuple[str, ...], context: Context) -> Attempt:
-    dev = context.data("stsb", "stsb-en-dev.csv")
+def _unjudged_pairs(context: Context) -> Path:
+    """Pairs of STS-B train without a sentence that is judged."""
+    judged = minilm.stsb(context.data("stsb", "stsb-en-dev.csv"))
+    known = {*judged.first, *judged.second}
+    train = minilm.stsb(context.data("stsb", "stsb-en-train.csv"))
+    rows = zip(train.first, train.second, train.gold.tolist(), strict=True)
+    file = context.work / "pairs.csv"
+    with file.open("w", newline="") as out:
+        csv.writer(out).writerows([row for row in rows if not known.intersection(row[:2])][:PAIRS])
+    return file
+
+
+def _compressed(name: str, words: Sequence[str | Path], context: Context) -> Attempt:
+    data, *options = words
     return newcomer.compress(
-        [minilm.model_folder(), "--data", dev, "--task", "similarity", *words],
+        [minilm.model_folder(), "--data", data, "--task", "similarity", *options],
         out=context.work / name.replace(" ", "-"),
         shared=context.shared,
     )

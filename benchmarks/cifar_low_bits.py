@@ -49,7 +49,10 @@ def run(context: Context) -> Outcome:
     images = "512 train images" if not context.quick else "64 train images"
     return Outcome(
         checks=tuple(checks),
-        notes=(f"each figure is the mean over draws of {images}, the same for all candidates",),
+        notes=(
+            f"each figure is the mean over draws of {images}, the same for all candidates",
+            "on the 5 000 test images at hand: 0.001 are five of them; fp32 has 0.9173 and 0.9339 on all 10 000",
+        ),
         versions=versions,
     )
 
@@ -105,9 +108,10 @@ class _Subject:
         yield Check(what=f"{self.name}: accuracy of fp32", ours=None, rivals={FLOAT: accuracy})
         for width, drops in self.found[DROP].items():
             what = f"{self.name} {width}"
-            spread = (min(drops[OURS]), max(drops[OURS]))
             means = {key: mean(values) for key, values in drops.items()}
-            yield compared(f"{what}: {DROP}", means, bar=bars[width], direction="at most", spread=spread)
+            for draw, value in enumerate(drops[OURS]):
+                yield Check(what=f"{what}: {DROP}, draw {draw}", ours=value)
+            yield compared(f"{what}: {DROP}", means, bar=bars[width], direction="at most")
             for kind in (CHANGED, SECONDS):
                 values = self.found[kind][width]
                 yield compared(f"{what}: {kind}", {key: mean(each) for key, each in values.items()})

@@ -147,8 +147,8 @@ def _subject(context: Context) -> Subject:
 _NOTES = (
     f"every candidate has the same {SENTENCES} calibration sentences, none of which is judged, and stores "
     "the same codes, scales and zero points",
-    f"AutoRound takes {AUTOROUND_STEPS} steps a block, its own, a quarter of an hour, and is shown with 4 bits; "
-    "ONNX Runtime's k-quant has no others",
+    f"AutoRound takes {AUTOROUND_STEPS} steps a block, its own, and a quarter of an hour: it is shown with "
+    "4 bits; ONNX Runtime's k-quant has no others",
     "files are calibrated on other sentences of STS-B train; ONNX Runtime's need none",
 )
 

@@ -9,14 +9,16 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --jaxtyping-packages=flyweig
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types benchmark clean
+.PHONY: help demo .venv test test-slow lint types benchmark clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: .venv/installed  ## compress and run a small model, with nothing but this machine
 # Exit code 3 is a refusal, which the table shows with its reason: int8 is slower on some machines.
 	@$(BIN)/flyweight demo --out $(DEMO_OUT) || [ $$? -eq 3 ]
+
+.venv: .venv/installed  ## the environment alone, with flyweight in it
 
 test: lint types  ## everything a change has to pass
 	@echo "== tests"

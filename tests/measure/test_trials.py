@@ -19,11 +19,12 @@ from flyweight.measure.trials import (
     TRIAL_MACS,
     TRIALS,
     affordable,
+    bytes_in_file,
     damage,
     first_outputs,
     trials,
     unit_of,
-    wider_form,
+    wider_forms,
 )
 from flyweight.model import Model
 from flyweight.planner.candidates import plan_for
@@ -144,19 +145,42 @@ def test_a_layer_that_the_model_does_not_call_has_no_damage():
 
 def test_what_has_no_wider_width_is_not_tried_wider():
     weight = torch.randn(4, 6)
-    assert wider_form(encode_affine(weight, AffineForm(bits=16)), 16.0) is None
+    assert list(wider_forms(encode_affine(weight, AffineForm(bits=16)), 16.0)) == []
 
 
 @pytest.mark.parametrize(("bits", "wider"), [(2, 4), (3, 4), (4, 8), (6, 8), (8, 16)])
 def test_the_next_width_is_one_that_files_hold(bits, wider):
     form = AffineForm(bits=bits, symmetric=False, granularity="group", group_size=4)
-    found = wider_form(encode_affine(torch.randn(4, 8), form), float(bits))
+    found = next(wider_forms(encode_affine(torch.randn(4, 8), form), float(bits)))
     assert (found.bits, found.symmetric, found.group_size) == (wider, False, 4)
 
 
-def test_signs_are_two_bits_by_channel_one_width_higher():
-    signs = BinaryEncoder(BinaryForm())(torch.randn(4, 6), None)
-    assert wider_form(signs, 1.0) == AffineForm(bits=2, range_method="mse")
+def test_signs_are_two_bits_one_width_higher_with_the_groups_they_have():
+    weight = torch.randn(4, 8)
+    by_row, by_group = (BinaryEncoder(BinaryForm(group_size=size))(weight, None) for size in (0, 4))
+    assert next(wider_forms(by_row, 1.0)) == AffineForm(bits=2, range_method="mse")
+    grouped = next(wider_forms(by_group, 1.0))
+    assert (grouped.granularity, grouped.group_size) == ("group", 4)
+    assert encode_affine(weight, grouped).nbytes > by_group.nbytes
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (16, 16)])
+def test_bytes_are_those_of_the_width_that_the_file_holds(bits: int, stored: int):
+    weight = torch.randn(4, 8)
+    held = encode_affine(weight, AffineForm(bits=stored)).nbytes
+    assert bytes_in_file(encode_affine(weight, AffineForm(bits=bits)), float(bits)) == held
+
+
+def test_a_width_that_does_no_less_is_skipped():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+    model = Model("narrow", module, {"input": torch.zeros(1, 6)})
+    plan = Plan("narrow", (Decision("gptq", ("2",), Stage.QUANTIZE, {"bits": 3}),))
+    batches = [{"input": torch.randn(16, 1).expand(16, 6) + 0.01 * torch.randn(16, 6)}]
+    compressed = apply(model, plan, batches)
+    tried = trials(model, compressed, {"2": 3.0}, batches, unit=RELATIVE)["2"]
+    assert tried.wider.damage < tried.damage
+    assert tried.wider.more_bytes >= 0
 
 
 @pytest.mark.parametrize("size", [1, 8])

@@ -85,11 +85,11 @@ class ErrorHistogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Wider:
-    """The layer with its weights rounded to nearest in the next width.
+    """The layer with its weights rounded to nearest in the next width in which that does less.
 
     Attributes:
-        bits: That width.
-        more_bytes: What its weight takes beyond what it takes now.
+        bits: That width; the highest where none does less.
+        more_bytes: What its weight takes in a file beyond what it takes now.
         damage: As in `LayerLoss`; None where it was not tried.
     """
 

@@ -6,7 +6,7 @@ work; where even few examples are too many, only the layers whose own outputs su
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -21,6 +21,7 @@ from flyweight.progress import SILENT, Progress
 from flyweight.tensors.activation import ChannelQuantizer
 from flyweight.tensors.affine import AffineForm, AffineWeight, encode_affine
 from flyweight.tensors.encoded import EncodedLayer, EncodedWeight, encoded_layers
+from flyweight.tensors.stored import Stored
 
 TRIAL_MACS = 5e11  # of all trials together: 15 s of one core, in the convolutions of a CIFAR network
 TRIAL_CALLS = 1000  # of the model; one with a short text takes 20 ms of one core in MiniLM
@@ -112,7 +113,8 @@ def trials(
     found = {}
     for name in progress.track(tuple(bits), "Trying each layer alone"):
         trying = _Trying(reference, name, layers[name], readers.get(name), batches, wanted, unit)
-        found[name] = Trial(damage=trying.damage(), wider=trying.wider(bits[name]))
+        now = trying.damage()
+        found[name] = Trial(damage=now, wider=trying.wider(bits[name], now))
     return found
 
 
@@ -140,17 +142,25 @@ class _Trying:
         outputs = [watched(self.reference, (self.name,), batch, watch)[0] for batch in self.batches]
         return damage(self.wanted, outputs, self.unit) if called else None
 
-    def wider(self, bits: float) -> Wider | None:
-        """One width higher than ``bits``, rounded to nearest, with the float model's bias."""
+    def wider(self, bits: float, now: float | None) -> Wider | None:
+        """One width higher than ``bits``, rounded to nearest, with the float model's bias.
+
+        A width at which that does no less than ``now`` is skipped: rounding that compensates does better.
+        """
+        found = None
+        for form in wider_forms(self.layer.encoding(), bits):
+            found = self._in(form, bits)
+            if now is None or found.damage is None or found.damage < now:
+                break
+        return found
+
+    def _in(self, form: AffineForm, bits: float) -> Wider:
         layer, encoding = self.layer, self.layer.encoding()
-        form = wider_form(encoding, bits)
-        if form is None:
-            return None
         weight = float_weight(self.reference, self.name, layer)
         mask = None if encoding.mask is None else encoding.mask.reshape(weight.shape)
         wide = encode_affine(weight, form, mask)
         moved = self.damage(wide.decode().to(weight.dtype), self._float_bias())
-        return Wider(bits=form.bits, more_bytes=wide.nbytes - encoding.nbytes, damage=moved)
+        return Wider(bits=form.bits, more_bytes=wide.nbytes - bytes_in_file(encoding, bits), damage=moved)
 
     def _float_bias(self) -> Tensor | None:
         if isinstance(self.layer.layer, nn.Embedding):
@@ -161,13 +171,25 @@ class _Trying:
         return bias
 
 
-def wider_form(encoding: EncodedWeight, bits: float) -> AffineForm | None:
-    """The next width that files hold, scales as they are or by channel; None beyond 16 bits."""
-    width = next((width for width in WIDTHS if width > bits), None)
-    if width is None:
-        return None
-    form = encoding.form if isinstance(encoding, AffineWeight) else AffineForm()
-    return replace(form, bits=width, range_method="mse" if width < NARROW else "minmax")
+def wider_forms(encoding: EncodedWeight, bits: float) -> Iterator[AffineForm]:
+    """The widths that files hold above ``bits``, the next one first; scales as they are, or by channel."""
+    form = encoding.form if isinstance(encoding, AffineWeight) else _with_its_groups(encoding)
+    for width in WIDTHS:
+        if width > bits:
+            yield replace(form, bits=width, range_method="mse" if width < NARROW else "minmax")
+
+
+def _with_its_groups(encoding: EncodedWeight) -> AffineForm:
+    size = getattr(encoding.form, "group_size", 0) if isinstance(encoding, Stored) else 0
+    return AffineForm(granularity="group", group_size=size) if size else AffineForm()
+
+
+def bytes_in_file(encoding: EncodedWeight, bits: float) -> float:
+    """Of a weight, whose codes files widen to the next width they hold."""
+    if not isinstance(encoding, AffineWeight) or bits in WIDTHS:
+        return encoding.nbytes
+    width = next(width for width in WIDTHS if width > bits)
+    return replace(encoding, form=replace(encoding.form, bits=width)).nbytes
 
 
 def _are_probabilities(outputs: Tensor) -> bool:

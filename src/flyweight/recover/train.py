@@ -223,10 +223,13 @@ class _Loop:
         self._shown_loss = SMOOTHING * before + (1 - SMOOTHING) * value
 
     def _end_epoch(self, epoch: int) -> bool:
-        """Keep the state if it is the best; whether patience is at its end."""
+        """Keep the state if it is the best; whether patience is at its end.
+
+        One of a larger loss than before training is not: on few examples a metric rises by chance.
+        """
         found, best = self._training.validate(), self._best_validation()
         self._last_metric = found.metric
-        if found.better_than(best):
+        if found.better_than(best) and found.loss <= (self._point.first_loss or 0.0):
             self._point = replace(
                 self._point, best_epoch=epoch, best_metric=found.metric, best_loss=found.loss
             )

@@ -72,7 +72,7 @@ def conditions(analysis: Analysis) -> str:
     if tried < len(analysis.layers):
         text += f"; only the {tried} of {len(analysis.layers)} layers with the largest error were tried alone"
     if any(layer.wider is not None for layer in analysis.layers):
-        text += "; one width higher is rounded to nearest"
+        text += "; one width higher is rounded to nearest, and skipped where that does no less"
     return text + "."
 
 

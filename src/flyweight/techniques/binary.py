@@ -1,4 +1,4 @@
-"""Binary and ternary weights, without training: one or two bits a weight.
+"""Binary and ternary weights: one or two bits a weight, which training (--epochs) makes accurate.
 
 Every weight becomes its sign times the mean magnitude of its row (``binary``), its bare sign (``sign``), or 0
 where it is small and its sign times the mean magnitude of the others where not (``ternary``). Few networks

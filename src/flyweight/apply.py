@@ -158,7 +158,9 @@ def predicted(plan: Plan, before: ModelProfile) -> ModelProfile:
             technique: Technique = catalog.get("technique", decision.technique)()
             expected = technique.predict(expected, decision)
         except ValueError as error:
-            raise InputError(f"plan: {error}") from error
+            first, *others = decision.layers
+            where = repr(first) + (f" and {len(others)} more" if others else "")
+            raise InputError(f"plan: {error} (in the decision for {where})") from error
         if decision.stage != technique.stage:
             raise InputError(f"plan: {decision.technique} belongs to stage {technique.stage.name.lower()}")
     return expected
@@ -174,10 +176,10 @@ def _check_names(plan: Plan, known: ModelProfile) -> None:
             )
         missing = [name for name in decision.layers if name not in known.by_name]
         if missing:
-            some = ", ".join(sorted(known.by_name)[:5])
+            some = ", ".join(sorted(known.by_name)[:5]) + (", ..." if len(known.by_name) > 5 else "")
             raise InputError(
-                f"the plan names layer {missing[0]!r}, which {known.model!r} does not have; "
-                f"it has {some}, ..."
+                f"the plan names layer {missing[0]!r}, which {known.model!r} does not have, or which is of a "
+                f"kind without weights to quantize; it has {some}"
             )
 
 

@@ -14,8 +14,14 @@ from contextlib import contextmanager
 
 from flyweight.errors import FlyweightError, InputError
 
-# What torch says when malloc fails; it raises no class of its own.
-_SIGNS = ("can't allocate memory", "cannot allocate memory", "std::bad_alloc", "not enough memory")
+# What torch says when malloc fails, which raises no class of its own, and the system of a library.
+_SIGNS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "std::bad_alloc",
+    "not enough memory",
+    "failed to map segment",
+)
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def memory_cap(nbytes: float | None, flag: str) -> Iterator[None]:
         raise InputError(f"{flag} is above what this process may have ({before[1]} bytes)") from error
     try:
         yield
-    except (MemoryError, RuntimeError, FlyweightError) as error:
+    except (MemoryError, RuntimeError, OSError, ImportError, FlyweightError) as error:
         if _is_shortage(error):
             raise InputError(
                 f"{nbytes / 1e6:.0f} MB of memory ({flag}) do not suffice: a block and, layer by layer, the "

@@ -240,6 +240,13 @@ def _plans(settings: Settings, model: Model) -> tuple[tuple[str, Plan], ...]:
             flag = "--technique" if settings.techniques else "--set"
             raise InputError(f"plan {settings.plan} says techniques and settings itself: leave out {flag}")
         predicted(plan, profile(model))
+        if plan.model != model.name:
+            _log.warning(
+                "plan %s was made for model %r and is carried out on %r",
+                settings.plan,
+                plan.model,
+                model.name,
+            )
         return (("plan", plan),)
     try:
         return tuple(candidates(profile(model), settings.techniques, settings.technique_settings))

@@ -95,7 +95,7 @@ def test_add_returns_a_longer_plan_and_leaves_the_first() -> None:
 
 
 def test_two_decisions_of_one_stage_for_one_layer_are_refused() -> None:
-    with pytest.raises(ValueError, match="two QUANTIZE decisions for layer 'fc'"):
+    with pytest.raises(ValueError, match="two quantize decisions for layer 'fc'"):
         Plan("net", (decision("weight_only"), decision("static_int8")))
 
 
@@ -168,7 +168,7 @@ HOSTILE = {
     "a null setting": (with_decision(settings={"bits": None}), "decision 0 of the plan"),
     "one layer decided twice": (
         document(decisions=[decision().to_dict(), decision("static_int8").to_dict()]),
-        "two QUANTIZE decisions for layer 'fc'",
+        "two quantize decisions for layer 'fc'",
     ),
 }
 

@@ -196,6 +196,15 @@ def test_training_that_helps_nothing_leaves_what_there_was():
     assert same({n: v for n, v in values(module).items() if n in kept}, kept)
 
 
+def test_a_better_metric_with_a_larger_loss_than_before_is_not_kept():
+    module = network()
+    settings = replace(SETTINGS, learning_rate=100.0, epochs=1, clip_norm=1e6)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    result = train(training(module, settings, metrics=[0.5, 0.9]))
+    assert result.best_epoch == 0
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
 def test_of_equal_metrics_the_smaller_loss_decides():
     assert Validation(0.1, 0.5).better_than(Validation(0.2, 0.5))
     assert not Validation(0.2, 0.5).better_than(Validation(0.1, 0.5))

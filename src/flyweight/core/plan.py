@@ -87,7 +87,7 @@ class Plan:
         for decision in self.decisions:
             for layer in decision.layers:
                 if (layer, decision.stage) in seen:
-                    raise ValueError(f"two {decision.stage.name} decisions for layer {layer!r}")
+                    raise ValueError(f"two {decision.stage.name.lower()} decisions for layer {layer!r}")
                 seen.add((layer, decision.stage))
 
     def add(self, decision: Decision) -> Plan:

@@ -44,6 +44,9 @@ class AppliesTogether(Protocol):
         """As `Technique.apply`, for decisions that name different layers."""
 
 
+TYPICAL = 8  # examples
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Applied:
@@ -103,7 +106,12 @@ def carry_out(model: Model, plan: Plan, batches: Sequence[Mapping[str, Tensor]] 
     freeze(result.module)
     check_promises(expected, profile(result))
     notes = dict.fromkeys(f"{reason}; left out of the plan" for reason in idle.values())
+    result.typical_inputs = _typical(batches)
     return Applied(result, _without(plan, idle), tuple(notes))
+
+
+def _typical(batches: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor] | None:
+    return {name: value[:TYPICAL] for name, value in batches[0].items()} if batches else None
 
 
 def _together(decisions: Sequence[Decision]) -> Iterator[tuple[Decision, ...]]:

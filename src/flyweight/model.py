@@ -30,6 +30,8 @@ class Model:
         example_inputs: Input name to a tensor with batch 1 on axis 0.
         dynamic_axes: Input name to {axis: name of the dimension}; axis 0 is always ``"batch"``.
         preprocessing: Raw examples to input arrays; shipped with the artifact. None where the caller does it.
+        typical_inputs: A few real examples in one batch, for what must be measured while a file is written;
+            None are the example inputs.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Model:
     example_inputs: Mapping[str, Tensor]
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    typical_inputs: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.module.eval()

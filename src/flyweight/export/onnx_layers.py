@@ -162,9 +162,11 @@ def _may_be_integers(given: _Encoded) -> bool:
     """Whether integers of one scale a row are what is stored, or as good for the layer's output."""
     layer = given.layer
     encoding = layer.encoding()
-    if given.x is None or is_exact(encoding):
+    if is_exact(encoding):
         return True
     weight = encoding.decode()
     codes, scale = on_one_grid(weight)
     rounded = codes * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    if given.x is None:
+        return is_close(weight, rounded)
     return is_close(*(compute(layer.layer, given.x, w, None) for w in (weight, rounded)))

@@ -67,12 +67,14 @@ def way_of(
     Args:
         weight: Decoded.
         blocks: Its layout.
-        x: What the layer reads, (..., columns); None where no example reaches it.
+        x: What the layer reads, (examples, ..., columns); None where no example reaches it, and nothing may
+            be rounded.
         has_zero_points: Whether the weight is asymmetric.
         packed: Codes are stored in blocks whatever is faster, as an embedding reads the same.
     """
+    exact: Way = "blocks" if max(blocks.width, LEAST_WIDTH) == LEAST_WIDTH else "floats"
     if x is None:
-        return "integers"
+        return exact
     tokens = x.reshape(-1, x.shape[-1])
     within = is_close(tokens @ weight.T, in_integers(tokens, blocks.block_size) @ weight.T)
     # Every width but 4 takes 10 to 50 times as long on floats (ONNX Runtime 1.31).
@@ -88,7 +90,7 @@ def way_of(
         max(blocks.width, LEAST_WIDTH),
         blocks.block_size,
         has_zero_points,
-        min(len(tokens), MOST_TOKENS),
+        min(len(tokens) // len(x), MOST_TOKENS),
     )
     return fastest(product, tuple(ways))
 
@@ -183,16 +185,16 @@ def _graph(product: Product, way: Way) -> bytes:
 
 @torch.no_grad()
 def layer_inputs(model: Model) -> dict[str, Tensor]:
-    """What each encoded layer multiplies on the model's example, its smoothing factors included, by name.
+    """What each encoded layer multiplies on typical inputs, its smoothing factors included, by name.
 
-    Layers that the example does not reach are left out.
+    Layers that these do not reach are left out, and those that read zeros, on which all ways look alike.
     """
     found: dict[str, Tensor] = {}
 
     def record(name: str) -> Any:
         def hook(module: EncodedLayer, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
             x = input_of(args, kwargs)
-            if x.is_floating_point():
+            if x.is_floating_point() and bool(x.any()):
                 found.setdefault(name, x if module.input_factors is None else x * module.input_factors)
 
         return hook
@@ -202,7 +204,7 @@ def layer_inputs(model: Model) -> dict[str, Tensor]:
         for name, layer in encoded_layers(model.module)
     ]
     try:
-        model.outputs()
+        model.outputs(model.typical_inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -51,7 +51,8 @@ def run(context: Context) -> Outcome:
 
 CLAIM = Claim(
     "cifar_qat",
-    "ResNet-20 for CIFAR-10 learns to do with 2-bit or binary weights, or 4-bit activations, in ten epochs.",
-    "drop at most 1.0 points with W2A8, 0.7 with W4A4, 3.0 with binary weights",
+    "ResNet-20 for CIFAR-10 does with 2-bit or binary weights, or 4-bit activations, after ten epochs.",
+    "drop at most 1.0 points with W2A8, 0.7 with W4A4 (8 bits into the first and the last layer), 3.0 with "
+    "binary weights",
     run,
 )

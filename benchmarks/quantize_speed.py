@@ -40,7 +40,7 @@ def run(context: Context) -> Outcome:
         _timed("ResNet-56 W4", opened("resnet56", context), _images(context), 0, context),
     ]
     checks = tuple(check for outcome in found for check in outcome.checks)
-    return Outcome(checks=checks, versions=found[0].versions)
+    return Outcome(checks=checks, notes=(_NOTE,), versions=found[0].versions)
 
 
 def _timed(
@@ -63,7 +63,7 @@ def _timed(
         checks=(
             compared(f"{what}: time, s", rival | {OURS: ours}, bar=LONGEST_S, direction="at most"),
             compared(
-                f"{what}: time of GPTQ as published, s",
+                f"{what}: time with target=layer and rounds=0, s",
                 rival | {OURS: alone},
                 bar=theirs.seconds[BITS],
                 direction="at most",
@@ -107,9 +107,17 @@ def _images(context: Context) -> dict[str, Tensor]:
     return {"x": torch.from_numpy(cifar10.normalised(pixels))}
 
 
+_NOTE = (
+    "one run each, the rival's first. Its core takes a matrix, a second moment and scales; a walk of ours "
+    "through the traced model gives it these, with convolutions unfolded and scales searched, and is in its "
+    "time as in ours"
+)
+
 CLAIM = Claim(
     "quantize_speed",
-    "GPTQ of MiniLM and of ResNet-56 takes less than a minute on two cores, and no longer than a rival's.",
-    "at most 60 s each; with the settings of the paper, at most the time of llm-compressor's GPTQ",
+    "GPTQ of MiniLM and of ResNet-56 takes less than a minute on two cores; without what we add to it, no "
+    "longer than a rival's.",
+    "at most 60 s each; towards each layer by itself, without refits and descent, at most the time of "
+    "llm-compressor's GPTQ",
     run,
 )

@@ -47,14 +47,14 @@ class Moments:
     @property
     def own(self) -> Float[Tensor, "parts columns columns"]:
         """Sum of ``x x^T``."""
-        return self.scatter + self.count * self.mean[:, :, None] * self.mean[:, None]
+        return _with_products(self.scatter, self.mean, self.mean, self.count)
 
     @property
     def wanted(self) -> Float[Tensor, "parts rows columns"] | None:
         """Sum of ``z x^T``."""
         if self.wanted_scatter is None or self.wanted_mean is None:
             return None
-        return self.wanted_scatter + self.count * self.wanted_mean[:, :, None] * self.mean[:, None]
+        return _with_products(self.wanted_scatter, self.wanted_mean, self.mean, self.count)
 
     def centred(self) -> Moments:
         """Those of the differences from the means: all that weights see where a bias takes the means."""
@@ -167,7 +167,7 @@ class _Sums:
         count = max(self._count, 1)
         off, wanted_off = self._total / count, self._wanted_total / count
         mean = off if self._start is None else off + self._by_column(self._start)
-        scatter = self._own - count * off[:, :, None] * off[:, None]
+        scatter = _with_products(self._own, off, off, -count)
         squares = scatter.diagonal(dim1=1, dim2=2) / count + mean.square()
         noise = NOISE * count * squares.mean(1)
         if not self._with_outputs:
@@ -175,8 +175,13 @@ class _Sums:
         wanted_mean = wanted_off - self._bias
         if self._wanted_start is not None:
             wanted_mean = wanted_mean + self._wanted_start
-        wanted = self._wanted - count * wanted_off[:, :, None] * off[:, None]
+        wanted = _with_products(self._wanted, wanted_off, off, -count)
         return Moments(scatter, wanted, mean, wanted_mean, self._count, noise)
+
+
+def _with_products(sums: Tensor, one: Tensor, other: Tensor, count: int) -> Tensor:
+    """``sums + count one other^T`` of each part, without a second matrix of that size."""
+    return torch.baddbmm(sums, one[:, :, None].to(sums.dtype), other[:, None].to(sums.dtype), alpha=count)
 
 
 def kept_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:

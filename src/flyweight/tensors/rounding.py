@@ -114,9 +114,9 @@ def damped(
     least = torch.zeros(len(moment), dtype=torch.float64) if noise is None else noise.double()
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    eye = torch.eye(moment.shape[-1], dtype=torch.float64)
     while True:
-        result = moment + (damping * mean + least)[:, None, None] * eye
+        result = moment.clone()
+        result.diagonal(dim1=-2, dim2=-1).add_((damping * mean + least)[:, None])
         if not int(torch.linalg.cholesky_ex(result).info.any()):
             return result
         if damping >= MOST_DAMPING:
@@ -187,7 +187,8 @@ def aimed(
         own: The same before it was damped.
         wanted: Of the wanted outputs with the quantized model's inputs.
     """
-    target = wanted + weight.double() @ (moment - own)
+    added = (moment.diagonal(dim1=1, dim2=2) - own.diagonal(dim1=1, dim2=2))[:, None]
+    target = wanted + weight.double() * added
     solved = torch.cholesky_solve(target.transpose(1, 2), torch.linalg.cholesky(moment))
     return solved.transpose(1, 2).float()
 
@@ -214,7 +215,7 @@ def compensated(
         moment: Positive definite: from `damped`.
     """
     order = moment.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment[:, order][:, :, order]))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment[:, order[:, None], order]))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     columns = _Columns(grid, start, order)
     left, codes = _by_column(weight[..., order]), torch.empty_like(columns.step)

@@ -90,7 +90,11 @@ def test_quiet_prints_nothing(command: Command) -> None:
     ("arguments", "code", "told"),
     [
         (("nowhere",), 1, "nowhere is not a folder"),
-        (("original",), 1, "it was exported, not measured: name a folder that flyweight compress wrote"),
+        (
+            ("original",),
+            1,
+            "it was exported or streamed, not measured: name a folder that",
+        ),
         (("small", "--layer", "1"), 1, "small has no quantized layer '1'; it has 0, 2"),
         (("small", "--top", "0"), 2, "--top"),
         (("small", "--layer", "2", "--top", "3"), 2, "--layer shows one layer: leave out --top"),

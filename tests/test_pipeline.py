@@ -16,11 +16,11 @@ from flyweight import attempt, pipeline
 from flyweight.apply import Applied, carry_out
 from flyweight.core.cost import Budget
 from flyweight.core.plan import Plan
-from flyweight.core.report import Report
+from flyweight.core.report import Report, refused_path
 from flyweight.data.examples import Examples, Splits
 from flyweight.errors import InputError, ParityError, UnsupportedError
 from flyweight.model import Model
-from flyweight.pipeline import compress, evaluate_plan, export, refused_path
+from flyweight.pipeline import compress, evaluate_plan, export
 from flyweight.recover.settings import TrainingSettings
 from flyweight.run.artifact import open_artifact, read_manifest
 from flyweight.run.onnxruntime import OnnxRuntime

@@ -387,7 +387,7 @@ def main() -> None:
 
 def _refused(report: Report, out: Path) -> int:
     """Say why on standard error, and where the best attempt is."""
-    from flyweight.pipeline import refused_path
+    from flyweight.core.report import refused_path
 
     before = f"the artifact that was in {out} before is still there"
     left = before if holds_artifact(out) else f"nothing is in {out}"

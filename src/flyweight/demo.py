@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flyweight._atomic import check_replaceable, holds_artifact
-from flyweight.core.report import Report
+from flyweight.core.report import Report, refused_path
 from flyweight.data.examples import Examples, Splits
 from flyweight.data.splits import split
 from flyweight.errors import ArtifactError
-from flyweight.pipeline import compress, refused_path
+from flyweight.pipeline import compress
 from flyweight.progress import SILENT, Progress
 from flyweight.report.terminal import print_report
 from flyweight.run.artifact import read_manifest

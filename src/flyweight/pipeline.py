@@ -17,7 +17,7 @@ from flyweight.apply import carry_out, predicted
 from flyweight.attempt import Run, Tried, analysed, attempt, measured_subject, origin_of
 from flyweight.core.plan import Plan
 from flyweight.core.protocols import Task
-from flyweight.core.report import Artifact, Attempt, Report
+from flyweight.core.report import Artifact, Attempt, Report, refused_path
 from flyweight.data.examples import Splits
 from flyweight.data.leaks import find_leaks
 from flyweight.data.load import open_data
@@ -45,8 +45,6 @@ from flyweight.tasks.open import open_task, settle
 
 _log = logging.getLogger(__name__)
 
-REFUSED_SUFFIX = "-refused"
-
 
 def compress(
     settings: Settings,
@@ -57,7 +55,7 @@ def compress(
 ) -> Report:
     """Make the model smaller and faster, measure it, and write ``settings.out`` if it holds what was asked.
 
-    Otherwise the best attempt and its report are written to ``settings.out`` with `REFUSED_SUFFIX`, and
+    Otherwise the best attempt and its report are written to its `refused_path`, and
     ``report.verdict`` says why. An interrupt leaves neither, but the state of a training, which goes on with
     ``settings.training.resume``.
 
@@ -145,11 +143,6 @@ def evaluate_plan(
         recovered = recover(model, result, plan, teaching, progress=progress)
         result, told = recovered.model, (*told, *recovered.sentences(task.metric_name))
     return reference_quality(result, task, data, threads=settings.threads, told=told, progress=progress)
-
-
-def refused_path(out: Path) -> Path:
-    """Where the best attempt of a refused run is kept."""
-    return out.with_name(out.name + REFUSED_SUFFIX)
 
 
 class _Refused(Exception):

@@ -30,11 +30,17 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
         read_report(tmp_path / "gone")
 
 
+def test_a_folder_that_was_refused_is_named(tmp_path: Path):
+    (tmp_path / "small-refused").mkdir()
+    with pytest.raises(InputError, match=r"name .*small-refused, which was refused"):
+        read_report(tmp_path / "small")
+
+
 def test_a_folder_without_a_report_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no report\.json, as it is no artifact: name a"):
         read_report(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match="as it was exported, not measured: name a folder that"):
+    with pytest.raises(InputError, match="as it was exported or streamed, not measured: name a folder that"):
         read_report(tmp_path)
 
 

@@ -263,3 +263,8 @@ class Report:
     machine: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     created: str = ""
+
+
+def refused_path(out: Path) -> Path:
+    """Where the best attempt of a run is kept that was refused, and would have been in ``out``."""
+    return out.with_name(f"{out.name}-refused")

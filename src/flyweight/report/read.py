@@ -23,10 +23,12 @@ def read_report(folder: Path) -> Report:
         ArtifactError: The report is damaged, or of another version.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; name the folder that compress wrote")
+        refused = refused_path(folder)
+        known = f"{refused}, which was refused" if refused.is_dir() else "the folder that compress wrote"
+        raise InputError(f"{folder} is not a folder; name {known}")
     path = folder / REPORT_JSON
     if not path.is_file():
-        what = "was exported, not measured" if (folder / MANIFEST).is_file() else "is no artifact"
+        what = "was exported or streamed, not measured" if (folder / MANIFEST).is_file() else "is no artifact"
         raise InputError(
             f"{folder} holds no {REPORT_JSON}, as it {what}: name a folder that flyweight compress wrote"
         )

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from flyweight.core.cost import Budget
-from flyweight.core.report import Report
+from flyweight.core.report import Report, refused_path
 from flyweight.data.examples import Splits
 from flyweight.errors import InputError
-from flyweight.pipeline import compress, refused_path
+from flyweight.pipeline import compress
 from flyweight.recover import train as loop
 from flyweight.recover.checkpoint import training_folder
 from flyweight.recover.settings import TrainingSettings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flyweight._atomic import MANIFEST
 from flyweight.core.analysis import Analysis, LayerLoss
-from flyweight.core.report import Report
+from flyweight.core.report import Report, refused_path
 from flyweight.errors import ArtifactError, InputError
 from flyweight.report.json import MAX_REPORT_BYTES, from_json
 from flyweight.report.wording import printable

@@ -32,7 +32,7 @@ from flyweight.model import copied
 from flyweight.recover.losses import divergence
 from flyweight.techniques import _settings
 from flyweight.techniques.gptq import GPTQ, multiplies_alone
-from flyweight.tensors.activation import straight_through
+from flyweight.tensors.activation import DynamicQuantizer, highest_code, straight_through
 from flyweight.tensors.affine import AffineWeight, over_columns
 from flyweight.tensors.affine_encoder import AffineEncoder
 from flyweight.tensors.encoded import EncodedLayer, EncodedWeight
@@ -57,8 +57,9 @@ class Schedule:
         outputs: What the model puts out: ``values`` are to be close, of ``logits`` the probabilities.
         code_rate: Largest change of a code's offset in a step, in codes; falls to 0.
         scale_rate: Of a scale, relative; falls to 0.
-        input_drop: Probability with which a value that a block reads is the float model's (QDrop); all
-            layers together read nothing that is quantized.
+        activation_bits: 2..8 rounds what each layer reads while it learns, as a later stage will; 0 does not.
+        input_drop: Probability with which a value that a block reads is the float model's, and one that is
+            rounded to ``activation_bits`` is left as it is (QDrop).
         seed: Of the order of batches and of the drops.
     """
 
@@ -68,6 +69,7 @@ class Schedule:
     outputs: str
     code_rate: float
     scale_rate: float
+    activation_bits: int
     input_drop: float
     seed: int
 
@@ -80,6 +82,8 @@ class Schedule:
         for name in ("code_rate", "scale_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.activation_bits:
+            highest_code(self.activation_bits)  # raises where there is none
         if not 0 <= self.input_drop <= 1:
             raise ValueError(f"input_drop must be in 0..1, got {self.input_drop}")
 
@@ -98,6 +102,7 @@ class LearnedRounding:
         "outputs": "values",
         "code_rate": 0.01,
         "scale_rate": 0.001,
+        "activation_bits": 0,
         "input_drop": 0.5,
         "seed": 0,
     }
@@ -137,8 +142,8 @@ class LearnedRounding:
         settings = _settings.complete(decision, self.defaults)
         own = {key: value for key, value in settings.items() if key not in GPTQ.defaults}
         schedule = Schedule(**own)  # type: ignore[arg-type]
-        if "input_drop" in decision.settings and not schedule.block_steps:
-            raise ValueError("input_drop is of what blocks read: set block_steps too, 100 for instance")
+        if "input_drop" in decision.settings and not (schedule.block_steps or schedule.activation_bits):
+            raise ValueError("input_drop has nothing to drop: set block_steps=100 or activation_bits=4 too")
         return schedule
 
 
@@ -277,13 +282,44 @@ def _learn(
         layer.encoders = (*encoders[:-1], encoder)
         if bias is not None:
             layer.layer.bias = nn.Parameter(bias.detach().clone())
-    improved = _train(_Run(extracted(graph, block), examples, loss), learning, schedule, steps)
+    rounds = _rounding_inputs([layer for layer, _ in learning], schedule)
+    run = _Run(extracted(graph, block), examples, loss, rounds)
+    improved = _train(run, learning, schedule, steps)
     for (layer, encoder), (encoders, bias) in zip(learning, kept, strict=True):
         layer.encoders = encoders
+        if isinstance(layer.input_quantizer, _Dropping):
+            layer.input_quantizer = None
         if improved:
             _keep(layer, encoder)
         elif bias is not None:
             layer.layer.bias = bias
+
+
+@final
+class _Dropping(nn.Module):
+    """Rounds what a layer reads; while it learns, values at random stay as they are."""
+
+    def __init__(self, bits: int, drop: float, seed: int) -> None:
+        super().__init__()
+        self._rounds, self._drop, self.learns = DynamicQuantizer("tensor", bits), drop, False
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded: Tensor = self._rounds(x)
+        if not self.learns:
+            return rounded
+        stays = torch.rand(x.shape, generator=self._generator) < self._drop
+        return torch.where(stays, x, rounded)
+
+
+def _rounding_inputs(layers: Sequence[EncodedLayer], schedule: Schedule) -> Sequence[_Dropping]:
+    """Round what layers read while they learn, in place; where that is rounded already, it stays so."""
+    found = []
+    for index, layer in enumerate(layers):
+        if schedule.activation_bits and layer.input_quantizer is None:
+            found.append(_Dropping(schedule.activation_bits, schedule.input_drop, schedule.seed + index))
+            layer.input_quantizer = found[-1]
+    return found
 
 
 def _keep(layer: EncodedLayer, learned: _Learning) -> None:
@@ -299,8 +335,10 @@ def _keep(layer: EncodedLayer, learned: _Learning) -> None:
 class _Run:
     """A block on its examples."""
 
-    def __init__(self, module: nn.Module, examples: Examples, loss: Loss) -> None:
-        self._module, self._examples, self._loss = module, examples, loss
+    def __init__(
+        self, module: nn.Module, examples: Examples, loss: Loss, rounds: Sequence[_Dropping] = ()
+    ) -> None:
+        self._module, self._examples, self._loss, self._rounds = module, examples, loss, rounds
         every = list(range(len(examples.reads)))
         self._held = every[HELD_BACK - 1 :: HELD_BACK]
         self._seen = [i for i in every if i not in self._held]
@@ -308,11 +346,15 @@ class _Run:
     def loss(self, drop: float, generator: torch.Generator) -> Tensor:
         """Of a random batch, with gradients."""
         chosen = self._seen[int(torch.randint(len(self._seen), (), generator=generator))]
+        for rounding in self._rounds:
+            rounding.learns = True
         return self._of(_mixed(self._examples, chosen, drop, generator), chosen)
 
     @torch.no_grad()
     def held_loss(self) -> float:
         """On what is kept back."""
+        for rounding in self._rounds:
+            rounding.learns = False
         return float(torch.stack([self._of(self._examples.reads[i], i) for i in self._held]).mean())
 
     def _of(self, reads: tuple[Any, ...], batch: int) -> Tensor:

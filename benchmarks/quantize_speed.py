@@ -58,7 +58,7 @@ def _timed(
     )  # fmt: skip
     rival = {RIVAL: theirs.seconds[BITS]}
     ours = _seconds(model, layers, settings, batches)
-    alone = _seconds(model, layers, settings | AS_PUBLISHED, batches)
+    alone = _seconds(model, layers, {**settings, **AS_PUBLISHED}, batches)
     return Outcome(
         checks=(
             compared(f"{what}: time, s", rival | {OURS: ours}, bar=LONGEST_S, direction="at most"),

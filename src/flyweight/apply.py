@@ -32,6 +32,7 @@ _COUNTS = (
     "activation_mode",
     "activation_bits",
 )
+TYPICAL = 8  # examples, on which files measure how products are computed
 
 
 @runtime_checkable
@@ -42,9 +43,6 @@ class AppliesTogether(Protocol):
         self, model: Model, decisions: Sequence[Decision], batches: Sequence[Mapping[str, Tensor]]
     ) -> None:
         """As `Technique.apply`, for decisions that name different layers."""
-
-
-TYPICAL = 8  # examples
 
 
 @final

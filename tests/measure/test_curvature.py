@@ -80,3 +80,10 @@ def test_values_that_are_not_finite_are_refused():
     x = torch.full((2, 6), torch.inf)
     with pytest.raises(ValueError, match="NaN or infinite"):
         moments(nn.Linear(6, 4), [x])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "reflected", "conv1d"])
+def test_an_empty_batch_changes_nothing(kind: str):
+    layer, shape = LAYERS[kind]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(moments(layer, [x[:0], x]).own, moments(layer, [x]).own)

@@ -108,6 +108,8 @@ class _Sums:
 
     def add(self, x: Tensor, output: Tensor | None, keep: Tensor | None) -> None:
         """What the layer reads and ought to put out."""
+        if not len(x):
+            return
         kernel = kernel_of(self._layer)
         image = None if kernel is None else _padded(self._layer, x)
         if kernel is not None and image is not None and kernel.shares_rows(image.shape[2]):

@@ -227,9 +227,9 @@ class _Loop:
 
         One of a larger loss than before training is not: on few examples a metric rises by chance.
         """
-        found, best = self._training.validate(), self._best_validation()
+        found, best, first = self._training.validate(), self._best_validation(), self._point.first_loss
         self._last_metric = found.metric
-        if found.better_than(best) and found.loss <= (self._point.first_loss or 0.0):
+        if found.better_than(best) and (first is None or found.loss <= first):
             self._point = replace(
                 self._point, best_epoch=epoch, best_metric=found.metric, best_loss=found.loss
             )

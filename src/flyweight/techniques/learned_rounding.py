@@ -16,7 +16,7 @@ towards whole numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
@@ -31,11 +31,12 @@ from flyweight.measure.graph import capture
 from flyweight.model import copied
 from flyweight.recover.losses import divergence
 from flyweight.techniques import _settings
+from flyweight.techniques._learned_codes import LearnedCodes, RoundedInputs
 from flyweight.techniques.gptq import GPTQ, multiplies_alone
-from flyweight.tensors.activation import DynamicQuantizer, highest_code, straight_through
-from flyweight.tensors.affine import AffineWeight, over_columns
+from flyweight.tensors.activation import highest_code
+from flyweight.tensors.affine import AffineWeight
 from flyweight.tensors.affine_encoder import AffineEncoder
-from flyweight.tensors.encoded import EncodedLayer, EncodedWeight
+from flyweight.tensors.encoded import EncodedLayer
 
 if TYPE_CHECKING:
     from flyweight.model import Model
@@ -147,41 +148,6 @@ class LearnedRounding:
         return schedule
 
 
-@final
-class _Learning(nn.Module):
-    """The encoder of one layer while it learns: codes between whole numbers, and changes of scales."""
-
-    def __init__(self, stored: AffineWeight) -> None:
-        super().__init__()
-        self.stored = stored
-        self.steps = nn.Parameter(stored.codes.float())
-        self.stretch = nn.Parameter(torch.zeros_like(stored.scale))
-
-    def forward(self, weight: Tensor, before: EncodedWeight | None = None) -> AffineWeight:
-        """As it would be stored now."""
-        grid, old = self.stored.form.grid, self.stored
-        codes = self.steps.detach().clamp(grid.lowest, grid.highest).round().to(old.codes.dtype)
-        return replace(old, codes=codes, scale=self._scale().detach())
-
-    def projected(self, weight: Tensor, before: EncodedWeight | None = None) -> Tensor:
-        """The decoded weight, with gradients to codes and scales."""
-        grid, mask = self.stored.form.grid, self.stored.mask
-        steps = self.steps.clamp(grid.lowest, grid.highest)
-        centred = straight_through(steps, steps.round()) - self._zero(steps.shape[1])
-        decoded = centred * self._wide(self._scale())
-        return (decoded if mask is None else decoded * mask).reshape(weight.shape)
-
-    def _scale(self) -> Tensor:
-        return self.stored.scale * self.stretch.exp()
-
-    def _wide(self, scale: Tensor) -> Tensor:
-        return over_columns(scale, self.stored.form, self.stored.codes.shape[1])
-
-    def _zero(self, columns: int) -> Tensor:
-        zero = self.stored.zero_point
-        return torch.zeros(()) if zero is None else over_columns(zero.float(), self.stored.form, columns)
-
-
 def _enough_parts(batches: Sequence[Mapping[str, Tensor]], size: int) -> list[Mapping[str, Tensor]]:
     """The examples in parts of at most ``size``, smaller where too few would be there to keep one back."""
     count = sum(len(next(iter(batch.values()))) for batch in batches)
@@ -272,11 +238,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def _learn(
     graph: fx.GraphModule, block: Block, examples: Examples, schedule: Schedule, steps: int, loss: Loss
 ) -> None:
-    learning: list[tuple[EncodedLayer, _Learning]] = []
+    learning: list[tuple[EncodedLayer, LearnedCodes]] = []
     for name in block.layers:
         layer = graph.get_submodule(name)
         if isinstance(layer, EncodedLayer) and isinstance(stored := layer.encoding(), AffineWeight):
-            learning.append((layer, _Learning(stored)))
+            learning.append((layer, LearnedCodes(stored)))
     kept = [(layer.encoders, layer.layer._parameters.get("bias")) for layer, _ in learning]
     for (layer, encoder), (encoders, bias) in zip(learning, kept, strict=True):
         layer.encoders = (*encoders[:-1], encoder)
@@ -287,7 +253,7 @@ def _learn(
     improved = _train(run, learning, schedule, steps)
     for (layer, encoder), (encoders, bias) in zip(learning, kept, strict=True):
         layer.encoders = encoders
-        if isinstance(layer.input_quantizer, _Dropping):
+        if isinstance(layer.input_quantizer, RoundedInputs):
             layer.input_quantizer = None
         if improved:
             _keep(layer, encoder)
@@ -295,34 +261,17 @@ def _learn(
             layer.layer.bias = bias
 
 
-@final
-class _Dropping(nn.Module):
-    """Rounds what a layer reads; while it learns, values at random stay as they are."""
-
-    def __init__(self, bits: int, drop: float, seed: int) -> None:
-        super().__init__()
-        self._rounds, self._drop, self.learns = DynamicQuantizer("tensor", bits), drop, False
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rounded: Tensor = self._rounds(x)
-        if not self.learns:
-            return rounded
-        stays = torch.rand(x.shape, generator=self._generator) < self._drop
-        return torch.where(stays, x, rounded)
-
-
-def _rounding_inputs(layers: Sequence[EncodedLayer], schedule: Schedule) -> Sequence[_Dropping]:
+def _rounding_inputs(layers: Sequence[EncodedLayer], schedule: Schedule) -> Sequence[RoundedInputs]:
     """Round what layers read while they learn, in place; where that is rounded already, it stays so."""
     found = []
     for index, layer in enumerate(layers):
         if schedule.activation_bits and layer.input_quantizer is None:
-            found.append(_Dropping(schedule.activation_bits, schedule.input_drop, schedule.seed + index))
+            found.append(RoundedInputs(schedule.activation_bits, schedule.input_drop, schedule.seed + index))
             layer.input_quantizer = found[-1]
     return found
 
 
-def _keep(layer: EncodedLayer, learned: _Learning) -> None:
+def _keep(layer: EncodedLayer, learned: LearnedCodes) -> None:
     stored = learned(layer.layer.weight)
     layer.layer.weight = nn.Parameter(stored.decode().to(layer.layer.weight.dtype))
     layer.encoders = layer.encoders[:-1]
@@ -336,7 +285,7 @@ class _Run:
     """A block on its examples."""
 
     def __init__(
-        self, module: nn.Module, examples: Examples, loss: Loss, rounds: Sequence[_Dropping] = ()
+        self, module: nn.Module, examples: Examples, loss: Loss, rounds: Sequence[RoundedInputs] = ()
     ) -> None:
         self._module, self._examples, self._loss, self._rounds = module, examples, loss, rounds
         every = list(range(len(examples.reads)))
@@ -369,7 +318,7 @@ class _Run:
 
 
 def _train(
-    run: _Run, learning: Sequence[tuple[EncodedLayer, _Learning]], schedule: Schedule, steps: int
+    run: _Run, learning: Sequence[tuple[EncodedLayer, LearnedCodes]], schedule: Schedule, steps: int
 ) -> bool:
     """Learn, in place; whether the state left behind is better than the first."""
     optimizer = _optimizer(learning, schedule)
@@ -393,7 +342,7 @@ def _train(
 
 
 def _optimizer(
-    learning: Sequence[tuple[EncodedLayer, _Learning]], schedule: Schedule
+    learning: Sequence[tuple[EncodedLayer, LearnedCodes]], schedule: Schedule
 ) -> torch.optim.Optimizer:
     found = (layer.layer._parameters.get("bias") for layer, _ in learning)
     biases = [bias for bias in found if bias is not None]

@@ -22,6 +22,7 @@ from flyweight.model import Model
 EVALUATED = 100
 CONTEXT = 512  # tokens the model was trained with; longer stories are cut
 SEQUENCE = 256
+WRITTEN, WRITTEN_AT_ONCE = 2048, 512  # sequences
 AXES = {0: "batch", 1: "tokens"}
 
 
@@ -44,7 +45,7 @@ def model(shared: Path) -> Logits:
     from transformers import AutoModelForCausalLM
 
     folder = shared / "data" / "stories260K" / "hf"
-    return Logits(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")).eval()
+    return Logits(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")).eval()
 
 
 def opened(shared: Path) -> Model:
@@ -71,12 +72,11 @@ def likelihood(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return found
 
 
-def splits(shared: Path, *, sequences: int | None = None) -> Splits:
-    """What may be learned from and calibrated on; the evaluation split is the same, and not for evaluation.
+def splits(shared: Path, ids: np.ndarray) -> Splits:
+    """What may be learned from and calibrated on, (sequences, `SEQUENCE`); the evaluation split is not used.
 
     Stories that are judged have many lengths: `nats` judges them one by one.
     """
-    ids = calibration(shared, sequences=sequences)
     examples = Examples({"input_ids": ids}, targets=ids)
     evaluated = np.stack([np.resize(story, SEQUENCE) for story in stories(shared)[:EVALUATED]])
     return Splits(
@@ -96,6 +96,27 @@ def calibration(shared: Path, *, sequences: int | None = None) -> np.ndarray:
     tokens = np.concatenate(stories(shared)[EVALUATED:])
     count = len(tokens) // SEQUENCE
     return tokens[: count * SEQUENCE].reshape(count, SEQUENCE)[:sequences]
+
+
+@torch.no_grad()
+def written(shared: Path, *, sequences: int = WRITTEN, seed: int = 0) -> np.ndarray:
+    """(sequences, `SEQUENCE`) ids of text that the model writes itself, drawn from its own probabilities.
+
+    Source: Liu et al. 2023, arXiv:2305.17888, section 2.1 (a quantized model learns from what the float model
+    writes).
+    """
+    subject, generator = model(shared).model, torch.Generator().manual_seed(seed)
+    found = []
+    for first in range(0, sequences, WRITTEN_AT_ONCE):
+        ids = latest = torch.ones(min(WRITTEN_AT_ONCE, sequences - first), 1, dtype=torch.int64)  # opening
+        cache = None
+        while ids.shape[1] < SEQUENCE:
+            output = subject(input_ids=latest, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            latest = torch.multinomial(output.logits[:, -1].softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, latest], 1)
+        found.append(ids.numpy())
+    return np.concatenate(found)
 
 
 @torch.no_grad()

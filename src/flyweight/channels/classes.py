@@ -18,6 +18,7 @@ class Classes:
 
     def __init__(self) -> None:
         self._parents = [FIXED]
+        self._fixed = {FIXED: ""}  # root to why
 
     def fresh(self, count: int) -> Int[Tensor, " count"]:
         """New numbers, each a class of its own."""
@@ -35,9 +36,16 @@ class Classes:
             self._unite(*pair)
         return torch.maximum(one, other)
 
-    def fix(self, numbers: Int[Tensor, " ..."]) -> None:
-        """Join them with `FIXED`."""
-        self.join(numbers, torch.tensor(FIXED))
+    def fix(self, numbers: Int[Tensor, " ..."], reason: str = "") -> None:
+        """Make them `FIXED`; the first reason given for a number, or one joined with it, stays."""
+        for number in torch.unique(once(numbers)).tolist():
+            if number != ANY:
+                self._fixed.setdefault(self._root(number), reason)
+
+    def reasons(self, numbers: Int[Tensor, " ..."]) -> list[str]:
+        """Why those of them that are `FIXED` are, each reason once."""
+        roots = (self._root(number) for number in torch.unique(once(numbers)).tolist() if number != ANY)
+        return sorted({self._fixed[root] for root in roots if self._fixed.get(root)})
 
     def same_along(self, numbers: Int[Tensor, " ..."], axes: list[int]) -> Int[Tensor, " ..."]:
         """Make equal what differs only in its place along ``axes``; these have size 1 in what is returned."""
@@ -54,7 +62,8 @@ class Classes:
         """The class of each: the smallest number in it; `FIXED` for `ANY`."""
         distinct, places = torch.unique(numbers, return_inverse=True)
         roots = [FIXED if number == ANY else self._root(number) for number in distinct.tolist()]
-        return torch.tensor(roots, dtype=torch.int64)[places]
+        classes = [FIXED if root in self._fixed else root for root in roots]
+        return torch.tensor(classes, dtype=torch.int64)[places]
 
     def _root(self, number: int) -> int:
         while self._parents[number] != number:
@@ -63,8 +72,16 @@ class Classes:
         return number
 
     def _unite(self, one: int, other: int) -> None:
-        first, second = self._root(one), self._root(other)
-        self._parents[max(first, second)] = min(first, second)
+        first, second = sorted((self._root(one), self._root(other)))
+        fixed = [root for root in (first, second) if root in self._fixed]
+        if len(fixed) == 2 or first == second:
+            return
+        if first == FIXED:  # its members are not kept together: each keeps its reason
+            self._fixed[second] = ""
+            return
+        self._parents[second] = first
+        if fixed:
+            self._fixed[first] = self._fixed[fixed[0]]
 
 
 def once(numbers: Int[Tensor, " ..."]) -> Int[Tensor, " ..."]:

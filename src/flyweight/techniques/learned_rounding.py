@@ -1,8 +1,8 @@
 """Learned rounding: codes and scales trained until the model puts out what the float model does.
 
-Starts from GPTQ. All layers learn together, towards the outputs of the model; before that, each block can
-towards its own, on the outputs of those before it. A part of the calibration examples is kept back to choose
-the state that is kept, so that neither makes the outputs worse.
+Starts from GPTQ on some of the calibration examples. All layers learn together, towards the outputs of the
+model; before that, each block can towards its own, on the outputs of those before it. A part of the
+calibration examples is kept back to choose the state that is kept, so that neither makes the outputs worse.
 
 Source: Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Li et al. 2021, arXiv:2102.05426 (BRECQ: blocks);
 Wei et al. 2022, arXiv:2203.05740 (QDrop); Cheng et al. 2023, arXiv:2309.05516 (AutoRound: few steps, scales
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from flyweight.model import Model
 
 HELD_BACK = 8  # one batch in so many chooses the state that is kept
+HELD_BACK_MOST = 16  # batches
+STARTED_FROM = 512  # examples, the first, that GPTQ reads: more change little, and take it long
 CHECKS = 8  # times that the state is looked at
 OUTPUTS = ("values", "logits")
 
@@ -126,7 +128,7 @@ class LearnedRounding:
         graph = model.module if isinstance(model.module, fx.GraphModule) else capture(model)
         teacher = cast("fx.GraphModule", copied(graph))
         model.module = graph
-        GPTQ().apply(model, self._start(decision), batches)
+        GPTQ().apply(model, self._start(decision), _first(batches, STARTED_FROM))
         schedule = self._schedule(decision)
         learned = [name for name in decision.layers if multiplies_alone(graph, name)]
         parts = _enough_parts(batches, schedule.batch_size)
@@ -146,6 +148,17 @@ class LearnedRounding:
         if "input_drop" in decision.settings and not (schedule.block_steps or schedule.activation_bits):
             raise ValueError("input_drop has nothing to drop: set block_steps=100 or activation_bits=4 too")
         return schedule
+
+
+def _first(batches: Sequence[Mapping[str, Tensor]], count: int) -> list[Mapping[str, Tensor]]:
+    """The first examples, in the batches they are in."""
+    found: list[Mapping[str, Tensor]] = []
+    for batch in batches:
+        found.append({name: value[:count] for name, value in batch.items()})
+        count -= len(next(iter(found[-1].values())))
+        if count <= 0:
+            break
+    return found
 
 
 def _enough_parts(batches: Sequence[Mapping[str, Tensor]], size: int) -> list[Mapping[str, Tensor]]:
@@ -289,7 +302,8 @@ class _Run:
     ) -> None:
         self._module, self._examples, self._loss, self._rounds = module, examples, loss, rounds
         every = list(range(len(examples.reads)))
-        self._held = every[HELD_BACK - 1 :: HELD_BACK]
+        interval = max(HELD_BACK, -(-len(every) // HELD_BACK_MOST))
+        self._held = every[interval - 1 :: interval]
         self._seen = [i for i in every if i not in self._held]
 
     def loss(self, drop: float, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,13 @@ from flyweight.core.plan import Decision, Plan, Stage
 from flyweight.errors import InputError
 from flyweight.measure.profile import profile
 from flyweight.model import Model
-from flyweight.techniques.learned_rounding import HELD_BACK, LearnedRounding, _enough_parts
+from flyweight.techniques.learned_rounding import (
+    HELD_BACK,
+    STARTED_FROM,
+    LearnedRounding,
+    _enough_parts,
+    _first,
+)
 from flyweight.tensors.encoded import encoded_layers
 
 
@@ -121,6 +127,14 @@ def test_few_examples_are_parted_so_that_some_are_kept_back():
     parts = [len(part["input"]) for part in _enough_parts(few, 32)]
     assert sum(parts) == 12
     assert len(parts) >= HELD_BACK
+
+
+def test_compensation_reads_the_first_examples_alone():
+    given = [{"x": torch.arange(300.0)}, {"x": torch.arange(300.0, 600.0)}, {"x": torch.arange(9.0)}]
+    read = _first(given, STARTED_FROM)
+    assert [len(batch["x"]) for batch in read] == [300, 212]
+    assert torch.cat([batch["x"] for batch in read]).equal(torch.arange(512.0))
+    assert _first(given[:1], STARTED_FROM)[0]["x"].equal(given[0]["x"])
 
 
 def test_fewer_examples_than_can_be_parted_are_refused():

@@ -12,7 +12,7 @@ knows which of its indices belong to a part, and operators that only move values
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from flyweight.channels.classes import FIXED
 from flyweight.measure.calibrate import in_graph_order
 from flyweight.model import Model
-from flyweight.structure.rules import Tracer
+from flyweight.structure.rules import Role, Tracer
 
 Axis = tuple[str, int]  # of a parameter or buffer, by name
 
@@ -37,11 +37,13 @@ class Dependencies:
         axes: The class of each index along an axis of a parameter or buffer.
         values: Node to the class of each entry of what it computes, broadcast along axes of size 1.
         reasons: Why something along an axis stays, where it is known.
+        roles: Of the axes of weights, whether parts are written there or read; the others follow.
     """
 
     axes: Mapping[Axis, Int[Tensor, " size"]]
     values: Mapping[fx.Node, Any]
     reasons: Mapping[Axis, Sequence[str]]
+    roles: Mapping[Axis, Role]
 
 
 @torch.no_grad()
@@ -60,10 +62,11 @@ def dependencies(graph: fx.GraphModule, model: Model) -> Dependencies:
         axes={key: of(numbers) for key, numbers in tracer.axes.items()},
         values={node: _classes(numbers, of) for node, numbers in tracer.values.items()},
         reasons={key: tracer.classes.reasons(numbers) for key, numbers in tracer.axes.items()},
+        roles=dict(tracer.roles),
     )
 
 
-def _classes(numbers: Any, of: Any) -> Any:
+def _classes(numbers: Any, of: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(numbers, tuple | list):
         return tuple(_classes(each, of) for each in numbers)
     return None if numbers is None else of(numbers)
@@ -77,11 +80,13 @@ class Member:
     Attributes:
         tensor: Its name.
         axis: Of it.
+        role: Whether a weight writes parts there, or reads them; biases, norms and the like follow.
         index: Where each part lies.
     """
 
     tensor: str
     axis: int
+    role: Role
     index: Int[Tensor, "parts places"]
 
 
@@ -114,15 +119,22 @@ def groups(found: Dependencies) -> list[Group]:
     alike: dict[tuple[tuple[Axis, int], ...], list[int]] = {}
     for part, members in places.items():
         alike.setdefault(tuple((key, len(own)) for key, own in sorted(members.items())), []).append(part)
-    return list(_grouped(alike.values(), places))
+    return list(_grouped(alike.values(), places, found.roles))
 
 
-def _grouped(alike: Any, places: Mapping[int, Mapping[Axis, list[int]]]) -> Iterator[Group]:
+def _grouped(
+    alike: Iterable[Sequence[int]],
+    places: Mapping[int, Mapping[Axis, list[int]]],
+    roles: Mapping[Axis, Role],
+) -> Iterator[Group]:
     for parts in alike:
         if len(parts) < 2:
             continue
         keys = list(places[parts[0]])
-        members = tuple(Member(*key, torch.tensor([places[part][key] for part in parts])) for key in keys)
+        members = tuple(
+            Member(*key, roles.get(key, "follows"), torch.tensor([places[part][key] for part in parts]))
+            for key in keys
+        )
         yield Group(keys[0][0], tuple(parts), members)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Int
@@ -24,6 +24,7 @@ from flyweight.structure.operators import args_of, options_of
 from flyweight.tensors.encoded import EncodedLayer
 
 Numbers = Int[Tensor, " ..."]
+Role = Literal["writes", "reads", "follows"]
 _SPATIAL_AXES: Mapping[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2}
 
 
@@ -35,6 +36,7 @@ class Tracer(fx.Interpreter):
         classes: Of all numbers.
         values: Node to the numbers of its value; None in place of what is no float tensor.
         axes: (tensor, axis) to the numbers along it, of parameters and buffers of which something may go.
+        roles: Of those of weights, whether parts are written there, or read.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -58,6 +60,7 @@ class Tracer(fx.Interpreter):
         self.classes = Classes()
         self.values: dict[fx.Node, Any] = {}
         self.axes: dict[tuple[str, int], Tensor] = {}
+        self.roles: dict[tuple[str, int], Role] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -157,11 +160,15 @@ class Tracer(fx.Interpreter):
         others = [a for a in range(numbers.dim()) if a != axis % numbers.dim()]
         return numbers.permute(*others, axis).reshape(-1, numbers.shape[axis])[0]
 
-    def _along(self, tensor: Tensor, axis: int, numbers: Numbers | None = None) -> Numbers:
+    def _along(
+        self, tensor: Tensor, axis: int, numbers: Numbers | None = None, *, role: Role = "follows"
+    ) -> Numbers:
         """The numbers along an axis of a parameter or buffer, joined with others."""
         key = self._names[id(tensor)], axis % tensor.dim()
         if key not in self.axes:
             self.axes[key] = self.classes.fresh(tensor.shape[axis])
+        if role != "follows":
+            self.roles[key] = role
         if numbers is None:
             return self.axes[key]
         self._join_or_fix(self.axes[key], numbers)
@@ -187,7 +194,7 @@ class Tracer(fx.Interpreter):
         module = module_of(self.module, node)  # type: ignore[arg-type]  # it is the graph
         read = self._of(args_of(node)[0]) if args_of(node) else None
         if isinstance(module, nn.Embedding):
-            return _spread(self._along(module.weight, 1), -1, result.shape)
+            return _spread(self._along(module.weight, 1, role="writes"), -1, result.shape)
         if read is None or isinstance(module, EncodedLayer):
             return self._unknown(node, result)
         if isinstance(module, BATCH_NORMS):
@@ -244,21 +251,21 @@ class Tracer(fx.Interpreter):
     ) -> Any:
         """A weight, with the axes of its rows and columns, multiplied with channels on an axis of a value."""
         tensor, rows_axis, columns_axis = weight
-        rows = self._along(tensor, rows_axis)
+        rows = self._along(tensor, rows_axis, role="writes")
         if any(a != axis % read.dim() for a in self._varying(read)):
             reason = f"{_shown(node)} shares its weight between parts"
             read = self._pinned(read, [axis % read.dim()], reason)
             self.classes.fix(rows, reason)
-            self.classes.fix(self._along(tensor, columns_axis), reason)
+            self.classes.fix(self._along(tensor, columns_axis, role="reads"), reason)
             return read.narrow(axis, 0, 1).expand(result.shape)
         channels = self._vector(read, axis)
         if groups == 1:
-            self._along(tensor, columns_axis, channels)
+            self._along(tensor, columns_axis, channels, role="reads")
         elif tensor.shape[columns_axis] == 1:  # each group reads one channel
             self._join_or_fix(rows, channels.repeat_interleave(len(rows) // groups))
         else:
             offsets = self.classes.same_along(channels.reshape(groups, -1), [0])[0]
-            self._along(tensor, columns_axis, self.classes.of(offsets))
+            self._along(tensor, columns_axis, self.classes.of(offsets), role="reads")
             self.classes.same_along(rows.reshape(groups, -1), [0])
         if bias is not None:
             self._along(bias, 0, rows)
@@ -469,7 +476,7 @@ class Tracer(fx.Interpreter):
         weight = self._argument(node, 0, "weight")
         if weight is None:
             return self._unknown(node, result)
-        return _spread(self._along(weight, 1), -1, result.shape)
+        return _spread(self._along(weight, 1, role="writes"), -1, result.shape)
 
     def _matmul(self, node: fx.Node, result: Any) -> Any:
         left, right = (self._of(operand) for operand in args_of(node)[:2])

@@ -164,7 +164,7 @@ def test_networks_compute_what_they_did(network, share):
 def test_heads_go_with_the_queries_that_read_them():
     model = llama()
     _, several = parts(capture(model), model)
-    heads = [g for g in several if any("query" in m.tensor for m in g.members)]
+    heads = [g for g in several if any("query" in m.tensor and m.role == "writes" for m in g.members)]
     assert len(heads) == 2  # one group a block
     for group in heads:
         places = {m.tensor.split(".")[-2]: tuple(m.index.shape) for m in group.members}

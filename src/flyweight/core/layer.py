@@ -115,6 +115,44 @@ class FloatModule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupMember:
+    """What one part of a group takes of a layer.
+
+    Attributes:
+        layer: Its name.
+        rows: Of the weight.
+        columns: Likewise.
+        input_elements: Activation elements read, batch 1.
+        output_elements: Activation elements written, batch 1.
+    """
+
+    layer: str
+    rows: int = 0
+    columns: int = 0
+    input_elements: int = 0
+    output_elements: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupProfile:
+    """Parts that can be removed: channels, heads, neurons; each from all members at once.
+
+    Attributes:
+        name: Of the first layer that writes them.
+        parts: How many there are.
+        writers: Layers that write them.
+        members: What one part takes of every layer.
+        other_numbers: Likewise of biases, norms and the like.
+    """
+
+    name: str
+    parts: int
+    writers: tuple[str, ...]
+    members: tuple[GroupMember, ...]
+    other_numbers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelProfile:
     """All weighted layers of one model in execution order.
 
@@ -125,6 +163,7 @@ class ModelProfile:
         float_modules: Of those parameters, what holds whole weights.
         container_bytes: What the file format adds: graph, names, metadata; 0 before lowering.
         unused: Layers whose output nothing uses: no file holds them, and they are counted nowhere.
+        groups: What can be removed, where that was looked for.
     """
 
     model: str
@@ -133,6 +172,7 @@ class ModelProfile:
     other_bytes: float = 0.0
     container_bytes: float = 0.0
     unused: tuple[str, ...] = ()
+    groups: tuple[GroupProfile, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.by_name) != len(self.layers):

@@ -109,4 +109,4 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="multiple_of must be at least 1, got 0"):
         Widths(multiple_of=0)
     with pytest.raises(ValueError, match=r"least must be in 0\.\.1, got 2"):
-        Widths(least=2)
+        Widths(least=2.0)

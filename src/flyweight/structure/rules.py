@@ -150,10 +150,11 @@ class Tracer(fx.Interpreter):
         """Numbers of which nothing goes along some axes."""
         varying = self._varying(numbers)
         pinned = [axis for axis in varying if axis in axes]
-        if len(pinned) == len(varying):
-            self.classes.fix(numbers, reason) if varying else None
-            return numbers
-        return self.classes.same_along(numbers, pinned).expand(numbers.shape) if pinned else numbers
+        if pinned and len(pinned) == len(varying):
+            self.classes.fix(numbers, reason)
+        elif pinned:
+            return self.classes.same_along(numbers, pinned).expand(numbers.shape)
+        return numbers
 
     def _vector(self, numbers: Numbers, axis: int) -> Numbers:
         """(size,), the numbers along the only axis along which they may vary."""
@@ -176,8 +177,8 @@ class Tracer(fx.Interpreter):
 
     def _join_or_fix(self, own: Numbers, others: Numbers) -> None:
         fixed = self.classes.of(others) == FIXED
-        why = "; ".join(self.classes.reasons(others[fixed]))
-        self.classes.fix(own[fixed], why) if bool(fixed.any()) else None
+        if bool(fixed.any()):
+            self.classes.fix(own[fixed], "; ".join(self.classes.reasons(others[fixed])))
         self.classes.join(own[~fixed], others[~fixed])
 
     def _tensor(self, node: fx.Node, result: Any) -> Any:
@@ -313,8 +314,8 @@ class Tracer(fx.Interpreter):
         return self._together([read, *(n for n in affine if n is not None)], result.shape, _shown(node))
 
     def _pointwise(self, node: fx.Node, result: Any) -> Any:
-        if not is_float(result):
-            return self._uncounted(node, result)
+        if not is_float(result):  # a comparison
+            return self._unknown(node, result)
         sources = [a for a in tree_leaves((args_of(node), dict(node.kwargs))) if isinstance(a, fx.Node)]
         read = [(source, self._of(source)) for source in sources]
         read = [(source, numbers) for source, numbers in read if isinstance(numbers, Tensor)]
@@ -323,7 +324,7 @@ class Tracer(fx.Interpreter):
         for source, numbers in read:
             if source.op == "get_attr":
                 others = [own for other, own in read if other is not source]
-                self._settle(numbers, others, result.dim(), f"{_shown(node)}")
+                self._settle(numbers, others, result.dim(), _shown(node))
         return self._together([numbers for _, numbers in read], result.shape, _shown(node))
 
     def _settle(self, own: Numbers, others: Sequence[Numbers], axes: int, who: str) -> None:
@@ -333,10 +334,6 @@ class Tracer(fx.Interpreter):
             theirs = {axis + axes - numbers.dim() for axis in self._varying(numbers)}
             if theirs - mine and mine:
                 self.classes.fix(own, f"{who} computes all parts with it")
-
-    def _uncounted(self, node: fx.Node, result: Any) -> Any:
-        """What is no float: comparisons, which nothing may be removed from."""
-        return self._unknown(node, result)
 
     def _together(self, several: Sequence[Numbers], shape: torch.Size, who: str) -> Numbers:
         """What is computed entry by entry from several values, broadcast."""

@@ -130,7 +130,7 @@ def test_groups_are_found(case):
 
 
 @pytest.mark.parametrize("case", [case for case, (_, sizes) in CASES.items() if sizes])
-@settings(max_examples=4, deadline=None, phases=(Phase.generate,))  # it traces: shrinking takes minutes
+@settings(max_examples=2, deadline=None, phases=(Phase.generate,))  # it traces: shrinking takes minutes
 @given(data=st.data())
 def test_what_is_left_computes_what_it_did(case, data):
     def draw(size):
